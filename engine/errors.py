@@ -1,0 +1,75 @@
+"""The closed list of error codes, and the few exceptions that carry one."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+ProviderErrorCode: TypeAlias = Literal[
+    "upstream.auth",
+    "upstream.rate_limit",
+    "upstream.overloaded",
+    "upstream.context_length",
+    "upstream.content_policy",
+    "upstream.invalid_request",
+    "upstream.server",
+    "upstream.protocol",
+    "upstream.truncated",
+    "upstream.connection",
+]
+
+ErrorCode: TypeAlias = (
+    Literal[
+        "timeout.total",
+        "timeout.connect",
+        "timeout.first_token",
+        "timeout.idle",
+        "output_limit",
+        "max_steps",
+        "draining",
+        "interrupted",
+        "worker_lost",
+        "internal",
+    ]
+    | ProviderErrorCode
+)
+
+PROVIDER_ERROR_CODES: frozenset[str] = frozenset(get_args(ProviderErrorCode))
+
+
+class ProviderError(Exception):
+    """The model's side failed: raised by a provider, ends the run in an ``error`` event with ``code``.
+
+    ``str()`` of it is shown to clients: it must hold no key and no upstream body beyond the vendor's own message.
+    ``retry_after`` is the vendor's wish in seconds, where it gave one.
+    """
+
+    def __init__(self, code: ProviderErrorCode, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code: ProviderErrorCode = code
+        self.retry_after = retry_after
+
+
+class RunFailedError(Exception):
+    """A run that was awaited whole ended in an ``error`` event; ``code`` and the partial ``response`` tell the rest."""
+
+    def __init__(self, code: ErrorCode, message: str, response: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code: ErrorCode = code
+        self.response = response
+
+
+class RunStoppedError(Exception):
+    """A run that was awaited whole was stopped; ``reason`` and the partial ``response`` tell the rest."""
+
+    def __init__(self, reason: str, response: str) -> None:
+        super().__init__(f"the run was stopped: {reason}")
+        self.reason = reason
+        self.response = response
+
+
+class OutputLimitError(Exception):
+    """The answer outgrew ``max_run_bytes``: raised out of ``emit`` through the provider, ends the run."""
+
+
+class EventOrderError(Exception):
+    """A bug of ours: an event that the order table does not allow at this point."""

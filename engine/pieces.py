@@ -1,0 +1,64 @@
+"""What a provider yields while a model answers: one closed union of small frozen types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "error"]
+
+
+class _Piece(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
+    """Common settings: immutable, tagged by ``type`` in recordings, never part of a reference cycle."""
+
+
+class RequestSentPiece(_Piece, tag="request_sent"):
+    """The request is on its way: the connect phase is over and the wait for the first token begins."""
+
+
+class TextPiece(_Piece, tag="text"):
+    """Answer text as it came, whole code points, any length. An empty one is no progress."""
+
+    text: str
+
+
+class ReasoningPiece(_Piece, tag="reasoning"):
+    """Reasoning ("thinking") text, where the vendor shows it."""
+
+    text: str
+
+
+class ToolCallPiece(_Piece, tag="tool_call"):
+    """A fragment of a tool call; fragments with the same ``index`` belong together, several may interleave.
+
+    ``call_id`` and ``name`` come with the first fragment of an index; ``arguments_fragment`` is a part of the
+    arguments' JSON text.
+    """
+
+    index: int
+    call_id: str | None = None
+    name: str | None = None
+    arguments_fragment: str = ""
+
+
+class UsagePiece(_Piece, tag="usage"):
+    """Token counts as the vendor reports them: cumulative for the request, a later piece replaces an earlier."""
+
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class FinishPiece(_Piece, tag="finish"):
+    """Why the model stopped. Comes once, after the last content piece; a usage piece may still follow."""
+
+    reason: FinishReason
+
+
+Piece: TypeAlias = RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | UsagePiece | FinishPiece
+
+Emit: TypeAlias = Callable[[Sequence[Piece]], None]
+"""How a provider pushes pieces into the run: synchronous, never blocks, one call for all that one read brought."""
