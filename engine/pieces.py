@@ -7,30 +7,34 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "error"]
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "tool_calls", "content_filter", "error"
+]
 
 
-class _Piece(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
+class _Piece(
+    msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False
+):
     """Common settings: immutable, tagged by ``type`` in recordings, never part of a reference cycle."""
 
 
-class RequestSentPiece(_Piece, tag="request_sent"):
+class RequestSentPiece(_Piece, frozen=True, tag="request_sent"):
     """The request is on its way: the connect phase is over and the wait for the first token begins."""
 
 
-class TextPiece(_Piece, tag="text"):
+class TextPiece(_Piece, frozen=True, tag="text"):
     """Answer text as it came, whole code points, any length. An empty one is no progress."""
 
     text: str
 
 
-class ReasoningPiece(_Piece, tag="reasoning"):
+class ReasoningPiece(_Piece, frozen=True, tag="reasoning"):
     """Reasoning ("thinking") text, where the vendor shows it."""
 
     text: str
 
 
-class ToolCallPiece(_Piece, tag="tool_call"):
+class ToolCallPiece(_Piece, frozen=True, tag="tool_call"):
     """A fragment of a tool call; fragments with the same ``index`` belong together, several may interleave.
 
     ``call_id`` and ``name`` come with the first fragment of an index; ``arguments_fragment`` is a part of the
@@ -43,7 +47,7 @@ class ToolCallPiece(_Piece, tag="tool_call"):
     arguments_fragment: str = ""
 
 
-class UsagePiece(_Piece, tag="usage"):
+class UsagePiece(_Piece, frozen=True, tag="usage"):
     """Token counts as the vendor reports them: cumulative for the request, a later piece replaces an earlier."""
 
     input_tokens: int
@@ -52,13 +56,20 @@ class UsagePiece(_Piece, tag="usage"):
     cached_tokens: int | None = None
 
 
-class FinishPiece(_Piece, tag="finish"):
+class FinishPiece(_Piece, frozen=True, tag="finish"):
     """Why the model stopped. Comes once, after the last content piece; a usage piece may still follow."""
 
     reason: FinishReason
 
 
-Piece: TypeAlias = RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | UsagePiece | FinishPiece
+Piece: TypeAlias = (
+    RequestSentPiece
+    | TextPiece
+    | ReasoningPiece
+    | ToolCallPiece
+    | UsagePiece
+    | FinishPiece
+)
 
 Emit: TypeAlias = Callable[[Sequence[Piece]], None]
 """How a provider pushes pieces into the run: synchronous, never blocks, one call for all that one read brought."""

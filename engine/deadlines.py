@@ -1,0 +1,116 @@
+"""The run's deadlines: how long each wait may take, and the one scope that watches an attempt's progress."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Literal, TypeAlias
+
+import msgspec
+import trio
+
+from .errors import ErrorCode
+
+Phase: TypeAlias = Literal["connect", "first_token", "idle"]
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds that a run may take, as a whole and in each of its waits; all above zero.
+
+    Attributes:
+        total: the whole run.
+        connect: opening the upstream connection and writing the request.
+        first_token: from the request sent to the first content piece.
+        idle: between two content pieces; keep-alives and empty deltas do not count.
+        tool: each tool call.
+    """
+
+    total: float = 120.0
+    connect: float = 10.0
+    first_token: float = 30.0
+    idle: float = 30.0
+    tool: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"deadline {name} must be a number of seconds above 0")
+
+    def shortened(self, wish: DeadlineWish) -> Deadlines:
+        """These deadlines with what the wish shortens.
+
+        Raises:
+            DeadlineTooLongError: the wish asks for more than these allow.
+        """
+        wished = {
+            name: value
+            for name in wish.__struct_fields__
+            if (value := getattr(wish, name)) is not None
+        }
+        for name, value in wished.items():
+            if value > getattr(self, name):
+                raise DeadlineTooLongError(name, value, getattr(self, name))
+        return msgspec.structs.replace(self, **wished)
+
+
+class DeadlineWish(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """What one request asks for: seconds, as in ``Deadlines``; None leaves the server's."""
+
+    total: float | None = None
+    connect: float | None = None
+    first_token: float | None = None
+    idle: float | None = None
+    tool: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"deadline {name} must be a number of seconds above 0")
+
+
+class DeadlineTooLongError(ValueError):
+    """A request asked for a longer deadline than the server allows."""
+
+    def __init__(self, name: str, wished: float, allowed: float) -> None:
+        super().__init__(
+            f"deadline {name} is {wished:g} s; at most {allowed:g} s is allowed"
+        )
+        self.name = name
+        self.allowed = allowed
+
+
+class Progress:
+    """The progress scope of one attempt: its deadline moves as the phase changes, and the phase names the code.
+
+    Use as ``with progress.scope: …`` and test ``progress.scope.cancelled_caught`` outside.
+    """
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self.phase: Phase = "connect"
+        self.scope = trio.CancelScope(deadline=trio.current_time() + deadlines.connect)
+
+    def enter(self, phase: Phase) -> None:
+        """Begin the phase, or begin its wait anew: the deadline is the phase's seconds from now."""
+        self.phase = phase
+        self.scope.deadline = trio.current_time() + self.limit
+
+    @property
+    def limit(self) -> float:
+        """The current phase's seconds."""
+        seconds: float = getattr(self._deadlines, self.phase)
+        return seconds
+
+    @property
+    def error_code(self) -> ErrorCode:
+        """The code of the deadline that is armed now."""
+        return PHASE_CODES[self.phase]
+
+
+PHASE_CODES: dict[Phase, ErrorCode] = {
+    "connect": "timeout.connect",
+    "first_token": "timeout.first_token",
+    "idle": "timeout.idle",
+}

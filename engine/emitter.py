@@ -1,0 +1,158 @@
+"""The buffered emitter in front of the log: gathers text, and seals it into one delta at the moment a reader takes it.
+
+One upstream read becomes one event and one write; a reader that was busy finds one larger delta instead of many small
+ones, so the size of the pieces follows the network by itself. A reader's own wait carries the flush limit: there is no
+timer task.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Annotated
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from .errors import OutputLimitError
+from .events import Event, ReasoningDelta, TextDelta
+from .log import RunLog
+
+UNREAD_SEAL_BYTES = 4096
+"""With no reader attached, text is sealed in deltas of about this size (UTF-8 bytes)."""
+
+
+class StreamingConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """How a run's events are cut and which are sent.
+
+    Attributes:
+        text_buffer_size: characters (code points) that wake a waiting reader; the first delta never waits for them.
+        flush_after: seconds after which fewer characters wake it too.
+        emit_metadata: whether ``metadata`` events (run id, streaming mode) are sent.
+        emit_memory_updates: whether ``memory_update`` events are sent.
+        text_delta_delay_ms: the least time between two deltas, in milliseconds: an aid for demonstrations.
+    """
+
+    text_buffer_size: Annotated[int, Meta(ge=1, le=65536)] = 1
+    flush_after: Annotated[float, Meta(ge=0, le=10)] = 0.05
+    emit_metadata: bool = False
+    emit_memory_updates: bool = False
+    text_delta_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_buffer_size < 1:
+            raise ValueError("text_buffer_size is at least 1")
+
+
+class Emitter:
+    """The only writer of one run's log. Every method is synchronous and never blocks.
+
+    After the terminal event it drops what still comes: whoever ends the run first wins.
+    """
+
+    def __init__(
+        self, log: RunLog, config: StreamingConfig, max_run_bytes: int
+    ) -> None:
+        self._log = log
+        self._config = config
+        self._max_run_bytes = max_run_bytes
+        self._said: list[str] = []
+        self._kind: type[TextDelta | ReasoningDelta] = TextDelta
+        self._step_id = ""
+        self._gathered: list[str] = []
+        self._gathered_chars = 0
+        self._gathered_bytes = 0
+        self._begun_at = -inf
+        self._not_before = -inf
+        self._any_sealed = False
+        self.due_at = inf
+        log.gathering = self
+
+    @property
+    def response(self) -> str:
+        """The answer's text so far, gathered text included."""
+        return "".join(self._said)
+
+    def text(self, content: str, step_id: str) -> None:
+        """Gather answer text.
+
+        Raises:
+            OutputLimitError: the run's log would outgrow its bound; the text is not taken.
+        """
+        if not self._log.ended:
+            content = _encodable(content)
+            self._gather(TextDelta, content, step_id)
+            self._said.append(content)
+
+    def reasoning(self, content: str, step_id: str) -> None:
+        """Gather reasoning text. Raises as ``text`` does."""
+        if not self._log.ended:
+            self._gather(ReasoningDelta, _encodable(content), step_id)
+
+    def emit(self, event: Event) -> None:
+        """Append an event that is no text (the terminal one too), after sealing what has gathered."""
+        if not self._log.ended:
+            self._seal()
+            self._log.append(event)
+
+    def _gather(
+        self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str
+    ) -> None:
+        size = len(content) if content.isascii() else len(content.encode("utf-8"))
+        if self._log.size_bytes + self._gathered_bytes + size > self._max_run_bytes:
+            raise OutputLimitError(
+                f"the run's output is over {self._max_run_bytes} bytes"
+            )
+        if kind is not self._kind or step_id != self._step_id:
+            self._seal()
+            self._kind, self._step_id = kind, step_id
+        if not self._gathered:
+            self._begun_at = trio.current_time()
+        self._gathered.append(content)
+        self._gathered_chars += len(content)
+        self._gathered_bytes += size
+        if not self._log.readers and self._gathered_bytes >= UNREAD_SEAL_BYTES:
+            self._seal()
+        elif (due_at := self._reckon_due_at()) != self.due_at:
+            self.due_at = due_at
+            self._log.wake()  # a waiting reader takes the text, or sets itself this limit
+
+    def _reckon_due_at(self) -> float:
+        enough = (
+            not self._any_sealed
+            or self._gathered_chars >= self._config.text_buffer_size
+        )
+        return max(
+            self._begun_at if enough else self._begun_at + self._config.flush_after,
+            self._not_before,
+        )
+
+    def seal_if_due(self) -> None:
+        """Turn the gathered text into one delta, if its time has come. Called by the log for its readers."""
+        if self._gathered and self.due_at <= trio.current_time():
+            self._seal()
+
+    def _seal(self) -> None:
+        if not self._gathered:
+            return
+        content = "".join(self._gathered)
+        self._gathered.clear()
+        self._gathered_chars = self._gathered_bytes = 0
+        self.due_at = inf
+        self._any_sealed = True
+        if self._config.text_delta_delay_ms is not None:
+            self._not_before = (
+                trio.current_time() + self._config.text_delta_delay_ms / 1000
+            )
+        self._log.append(self._kind(content, self._step_id))
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates (half an emoji from a careless vendor) replaced: a frame is always valid UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text

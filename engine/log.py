@@ -1,0 +1,126 @@
+"""The run's log: the one structure that resume, several viewers, WebSocket and batching under load hang on.
+
+An append-only list of numbered events with their encoded frames. ``append`` never blocks; a reader holds a cursor and
+takes *everything* after it in one go, so a reader that was busy writing finds more at its next read and no timer makes
+a token wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
+from typing import Protocol
+
+import msgspec
+import trio
+
+from .events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, encode_frame
+from .order import EventOrder, RunState
+
+
+class LogEntry(msgspec.Struct, frozen=True, gc=False):
+    """One event, its number in the run (from 1, without gaps) and its encoded frame, shared by all readers."""
+
+    seq: int
+    event: Event
+    frame: bytes
+
+
+class Gathering(Protocol):
+    """Text in front of the log that becomes an event at the moment a reader takes it (the emitter)."""
+
+    def seal_if_due(self) -> None:
+        """Append what has gathered, if its time has come."""
+        ...
+
+    @property
+    def due_at(self) -> float:
+        """When what has gathered may be taken, on trio's clock; ``inf`` when nothing has."""
+        ...
+
+
+class RunLog:
+    """Append-only events of one run, read by any number of readers from any number on.
+
+    The log owns nothing that must be closed. Its size is bounded by the emitter in front of it.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.gathering: Gathering | None = None
+        self.on_readers_changed: Callable[[int], None] | None = None
+        self.readers = 0
+        self.size_bytes = 0
+        self.terminal: TerminalEvent | None = None
+        self._entries: list[LogEntry] = []
+        self._order = EventOrder()
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the newest event; 0 before the first."""
+        return len(self._entries)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event is in: nothing follows it."""
+        return self._order.state is RunState.ENDED
+
+    def append(self, event: Event) -> LogEntry:
+        """Number the event, keep it and wake the readers. Synchronous, never blocks.
+
+        Raises:
+            EventOrderError: the event may not come at this point (a bug of the caller); the log is unchanged.
+        """
+        self._order.admit(event)
+        seq = len(self._entries) + 1
+        entry = LogEntry(seq, event, encode_frame(self.run_id, seq, event))
+        self._entries.append(entry)
+        self.size_bytes += len(entry.frame)
+        if isinstance(event, TERMINAL_EVENT_TYPES):
+            self.terminal = event
+        self._waiting.unpark_all()
+        return entry
+
+    def wake(self) -> None:
+        """Let waiting readers look again: gathered text has come due, or has begun to gather."""
+        self._waiting.unpark_all()
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Count a reader for as long as the block lasts; ``on_readers_changed`` hears of each change."""
+        self._count_readers(+1)
+        try:
+            yield
+        finally:
+            self._count_readers(-1)
+
+    def _count_readers(self, change: int) -> None:
+        self.readers += change
+        if self.on_readers_changed is not None:
+            self.on_readers_changed(self.readers)
+
+    async def read(self, after: int = 0, deadline: float = inf) -> list[LogEntry]:
+        """Everything after number ``after``, as soon as there is something.
+
+        Args:
+            after: the last number that the reader has; 0 for all.
+            deadline: when to stop waiting, on trio's clock (a heartbeat's time, say).
+
+        Returns:
+            The entries in order. Empty when the run has ended and all is read, or when the deadline passed:
+            ``ended`` tells which.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            due = inf
+            if self.gathering is not None:
+                self.gathering.seal_if_due()
+                due = self.gathering.due_at
+            if len(self._entries) > after:
+                return self._entries[after:]
+            if self.ended or trio.current_time() >= deadline:
+                return []
+            with trio.CancelScope(deadline=min(due, deadline)):
+                await self._waiting.park()

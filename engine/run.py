@@ -1,0 +1,313 @@
+"""One run: one nursery that owns the model's stream, under the scopes that can end it.
+
+Whatever ends a run - an answer, a failure, a deadline, a stop, a reader gone, a bug - appends exactly one terminal event
+to its log; the first to do so wins, and everything the run started is gone when ``execute`` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+from typing import Protocol
+
+import msgspec
+import trio
+
+from .deadlines import Deadlines, Progress
+from .emitter import Emitter, StreamingConfig
+from .errors import ErrorCode, OutputLimitError, ProviderError
+from .events import (
+    AgentStarted,
+    AgentStopped,
+    Error,
+    GenerationComplete,
+    Metadata,
+    StepComplete,
+    TerminalEvent,
+    Usage,
+    UsageUpdate,
+)
+from .log import RunLog
+from .pieces import (
+    FinishPiece,
+    FinishReason,
+    Piece,
+    ReasoningPiece,
+    RequestSentPiece,
+    TextPiece,
+    ToolCallPiece,
+    UsagePiece,
+)
+from .provider import ModelRequest, Provider
+from .usage import estimated_usage, reported_usage
+
+FIRST_READER_SECONDS = 5.0
+"""How long a new run waits for its first reader, whatever its grace: the request that started it may die in between."""
+
+MAX_RUN_BYTES = 8 * 2**20
+STOPPED_BY_REQUEST = "requested"
+STOPPED_WITHOUT_READER = "disconnect"
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run needs to know: which model, what to ask it, and the run's limits.
+
+    Attributes:
+        resume_grace: seconds that the run goes on without a reader; 0 = ends at once, ``inf`` = goes on.
+        max_run_bytes: bound of the log; past it the run ends in ``output_limit``.
+    """
+
+    agent_id: str
+    provider: Provider
+    request: ModelRequest
+    deadlines: Deadlines = Deadlines()
+    streaming: StreamingConfig = StreamingConfig()
+    resume_grace: float = 5.0
+    max_run_bytes: int = MAX_RUN_BYTES
+
+
+class RunObserver(Protocol):
+    """Hears of the turning points of every run. Synchronous; must not raise."""
+
+    def run_started(self, run: Run) -> None:
+        """The first event is in the log."""
+        ...
+
+    def run_first_token(self, run: Run) -> None:
+        """The first content piece came; ``run.ttfb`` is known."""
+        ...
+
+    def run_ended(self, run: Run) -> None:
+        """The terminal event is in the log (``run.log.terminal``)."""
+        ...
+
+    def run_crashed(self, run: Run, bug: BaseException) -> None:
+        """A bug of ours ended the run; its traceback is for the operator, not for clients."""
+        ...
+
+
+class SilentObserver:
+    """An observer that does nothing."""
+
+    def run_started(self, run: Run) -> None:
+        """Do nothing."""
+
+    def run_first_token(self, run: Run) -> None:
+        """Do nothing."""
+
+    def run_ended(self, run: Run) -> None:
+        """Do nothing."""
+
+    def run_crashed(self, run: Run, bug: BaseException) -> None:
+        """Do nothing."""
+
+
+def utc_now() -> datetime:
+    """The wall clock: for timestamps that people read, never for durations."""
+    return datetime.now(UTC)
+
+
+class Run:
+    """A run and its log. Whoever creates it awaits ``execute`` in a task that it owns; readers only read the log."""
+
+    def __init__(
+        self,
+        run_id: str,
+        spec: RunSpec,
+        observer: RunObserver | None = None,
+        wall_clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.id = run_id
+        self.spec = spec
+        self.log = RunLog(run_id)
+        self.started_at = trio.current_time()
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self._emitter = Emitter(self.log, spec.streaming, spec.max_run_bytes)
+        self._observer: RunObserver = observer or SilentObserver()
+        self._wall_clock = wall_clock
+        self._usage: Usage | None = None
+        self._finish_reason: FinishReason | None = None
+        self._steps = 0
+        # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
+        self._scope = trio.CancelScope(
+            deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
+        )
+        self.log.on_readers_changed = self._readers_changed
+
+    @property
+    def ttfb(self) -> float | None:
+        """Seconds from the start to the first content piece."""
+        return (
+            None
+            if self.first_token_at is None
+            else self.first_token_at - self.started_at
+        )
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the start to the end, or to now."""
+        return (
+            trio.current_time() if self.ended_at is None else self.ended_at
+        ) - self.started_at
+
+    @property
+    def response(self) -> str:
+        """The answer's text so far."""
+        return self._emitter.response
+
+    @property
+    def usage(self) -> Usage | None:
+        """Token counts so far: the vendor's, else an estimate; None before anything was said."""
+        if self._usage is None and self.first_token_at is not None:
+            return estimated_usage(self.spec.request, self.response)
+        return self._usage
+
+    async def execute(self) -> None:
+        """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then."""
+        self._emitter.emit(
+            AgentStarted(self.spec.agent_id, self.id, self._wall_clock().isoformat())
+        )
+        self._emit_metadata()
+        self._observer.run_started(self)
+        try:
+            with (
+                self._scope,
+                trio.CancelScope(
+                    deadline=self.started_at + self.spec.deadlines.total
+                ) as total,
+            ):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._answer)
+            if total.cancelled_caught:
+                self.fail(
+                    "timeout.total",
+                    f"the run took longer than {self.spec.deadlines.total:g} s",
+                )
+            elif self._scope.cancelled_caught:
+                self.stop(STOPPED_WITHOUT_READER)
+        except* Exception as bugs:
+            self._observer.run_crashed(self, bugs)
+            self.fail("internal", "internal error")
+        finally:
+            self.fail("interrupted", "the server ended the run")
+
+    def stop(self, reason: str = STOPPED_BY_REQUEST) -> bool:
+        """End the run with a ``stop`` event, now. False, and nothing done, if it has ended already."""
+        if self.log.ended:
+            return False
+        self._end(AgentStopped(reason, self.response, self.usage))
+        self._scope.cancel(reason=f"run stopped: {reason}")
+        return True
+
+    def fail(
+        self, code: ErrorCode, content: str, retry_after: float | None = None
+    ) -> bool:
+        """End the run with an ``error`` event, now. False, and nothing done, if it has ended already."""
+        if self.log.ended:
+            return False
+        self._end(Error(code, content, self.response, self.usage, retry_after))
+        self._scope.cancel(reason=f"run failed: {code}")
+        return True
+
+    def _end(self, terminal: TerminalEvent) -> None:
+        self.ended_at = trio.current_time()
+        self._emitter.emit(terminal)
+        self._observer.run_ended(self)
+
+    def _readers_changed(self, readers: int) -> None:
+        self._scope.deadline = (
+            inf if readers else trio.current_time() + self.spec.resume_grace
+        )
+
+    def _emit_metadata(self) -> None:
+        if self.spec.streaming.emit_metadata:
+            self._emitter.emit(Metadata("run_id", self.id))
+            self._emitter.emit(Metadata("streaming_mode", "direct"))
+
+    async def _answer(self) -> None:
+        """One model call. What is expected to fail becomes the run's terminal event here; only bugs go on."""
+        progress = Progress(self.spec.deadlines)
+        self._steps += 1
+        step_id = f"step-{self._steps}"
+        try:
+            with progress.scope:
+                await self.spec.provider.stream(
+                    self.spec.request, partial(self._take, progress, step_id)
+                )
+        except ProviderError as error:
+            self.fail(error.code, str(error), error.retry_after)
+        except OutputLimitError as error:
+            self.fail("output_limit", str(error))
+        if progress.scope.cancelled_caught:
+            self.fail(
+                progress.error_code,
+                _TIMEOUT_TEXTS[progress.phase].format(progress.limit),
+            )
+        self._complete(step_id)
+
+    def _take(self, progress: Progress, step_id: str, pieces: Sequence[Piece]) -> None:
+        """What the provider pushes into: everything that one upstream read brought."""
+        if self.log.ended:
+            return  # stopped, and the provider has not met its cancellation yet
+        content = False
+        for piece in pieces:
+            match piece:
+                case TextPiece(text):
+                    if text:
+                        content = True
+                        self._emitter.text(text, step_id)
+                case ReasoningPiece(text):
+                    if text:
+                        content = True
+                        self._emitter.reasoning(text, step_id)
+                case UsagePiece():
+                    self._usage = reported_usage(piece)
+                    self._emitter.emit(UsageUpdate(self._usage))
+                case FinishPiece(reason):
+                    self._finish_reason = reason
+                case RequestSentPiece():
+                    progress.enter("first_token")
+                case ToolCallPiece():
+                    raise ProviderError(
+                        "upstream.protocol",
+                        "the model called a tool, but it was offered none",
+                    )
+        if content:
+            self._note_content(progress)
+
+    def _note_content(self, progress: Progress) -> None:
+        progress.enter("idle")
+        if self.first_token_at is None:
+            self.first_token_at = trio.current_time()
+            self._observer.run_first_token(self)
+
+    def _complete(self, step_id: str) -> None:
+        if self._finish_reason == "error":
+            self.fail("upstream.server", "the model broke off with an error")
+        if self.log.ended:
+            return
+        self._emitter.emit(StepComplete("Final", step_id))
+        self._end(
+            GenerationComplete(
+                self.response,
+                self._steps,
+                elapsed_ms=_milliseconds(self.elapsed),
+                ttfb_ms=None if self.ttfb is None else _milliseconds(self.ttfb),
+                usage=self.usage,
+                finish_reason=self._finish_reason,
+            )
+        )
+
+
+_TIMEOUT_TEXTS = {
+    "connect": "no connection to the model within {:g} s",
+    "first_token": "no first token from the model within {:g} s",
+    "idle": "no token from the model for {:g} s",
+}
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

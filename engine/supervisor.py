@@ -1,0 +1,126 @@
+"""The supervisor: owns every run of this worker, finds them by id, keeps them readable after their end.
+
+No exception of a run reaches the nursery here: it becomes the run's ``error`` event (Quart's
+own ``app.nursery`` ends every background task when one fails, so this is another one).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+import trio
+
+from .run import Run, RunObserver, RunSpec, SilentObserver, utc_now
+
+RUN_ID_BYTES = 16
+
+
+class RetentionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how much of ended runs stays in memory: seconds after the end, bytes of their logs together."""
+
+    seconds: float = 600.0
+    bytes: int = 256 * 2**20
+
+
+class DrainingError(Exception):
+    """The server is shutting down and takes no new run."""
+
+
+class RunSupervisor:
+    """Starts runs in a nursery of the caller's and keeps them by id.
+
+    Whoever owns the nursery cancels it in the end; runs still under way then end with ``interrupted``.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        observer: RunObserver | None = None,
+        retention: RetentionLimits | None = None,
+        new_run_id: Callable[[], str] | None = None,
+        wall_clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._nursery = nursery
+        self._observer = observer or SilentObserver()
+        self._retention = retention or RetentionLimits()
+        self._new_run_id = new_run_id or random_run_id
+        self._wall_clock = wall_clock
+        self._active: dict[str, Run] = {}
+        self._ended: dict[str, Run] = {}
+        self._ended_bytes = 0
+        self._idle = trio.Event()
+        self.draining = False
+
+    @property
+    def active_runs(self) -> int:
+        """How many runs are under way."""
+        return len(self._active)
+
+    def start(self, spec: RunSpec) -> Run:
+        """Start a run. It waits a few seconds for its first reader, then its grace rules.
+
+        Raises:
+            DrainingError: the server is shutting down.
+        """
+        if self.draining:
+            raise DrainingError
+        self._forget_expired()
+        run = Run(self._new_run_id(), spec, self._observer, self._wall_clock)
+        self._active[run.id] = run
+        self._nursery.start_soon(self._own, run, name=f"run {run.id}")
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """The run of that id, under way or ended not too long ago."""
+        self._forget_expired()
+        return self._active.get(run_id) or self._ended.get(run_id)
+
+    def forget(self, run: Run) -> None:
+        """Stop the run if it is under way, and drop its log."""
+        run.stop()
+        if self._ended.pop(run.id, None) is not None:
+            self._ended_bytes -= run.log.size_bytes
+        self._active.pop(run.id, None)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new runs; let those under way finish for so many seconds, then end them with ``draining``."""
+        self.draining = True
+        if not self._active:
+            return
+        self._idle = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._idle.wait()
+        for run in list(self._active.values()):
+            run.fail("draining", "the server is shutting down")
+
+    async def _own(self, run: Run) -> None:
+        try:
+            await run.execute()
+        finally:
+            if self._active.pop(run.id, None) is not None:
+                self._ended[run.id] = run
+                self._ended_bytes += run.log.size_bytes
+                self._forget_expired()
+            if not self._active:
+                self._idle.set()
+
+    def _forget_expired(self) -> None:
+        """Drop ended runs, oldest first, that are past a limit. No timer: every start, end and look-up calls this."""
+        oldest_allowed = trio.current_time() - self._retention.seconds
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            over = self._ended_bytes > self._retention.bytes
+            if not over and (
+                oldest.ended_at is None or oldest.ended_at > oldest_allowed
+            ):
+                break
+            del self._ended[oldest.id]
+            self._ended_bytes -= oldest.log.size_bytes
+
+
+def random_run_id() -> str:
+    """A run id that cannot be guessed: 128 random bits in 22 URL-safe characters."""
+    return secrets.token_urlsafe(RUN_ID_BYTES)

@@ -1,0 +1,36 @@
+"""Token counts: the vendor's where it gives them, else an estimate that says it is one."""
+
+from __future__ import annotations
+
+from .events import Usage
+from .pieces import UsagePiece
+from .provider import ModelRequest
+
+CHARS_PER_TOKEN = 4
+"""English text in the tokenizers of the day; a CJK character is about one token of its own."""
+
+_CJK_START = "\u2e80"
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens the text is: one for each CJK character, one for each four of the others."""
+    if text.isascii():
+        return -(-len(text) // CHARS_PER_TOKEN)
+    wide = sum(char >= _CJK_START for char in text)
+    return wide - (-(len(text) - wide) // CHARS_PER_TOKEN)
+
+
+def reported_usage(piece: UsagePiece) -> Usage:
+    """The vendor's counts as the run's usage."""
+    return Usage(
+        piece.input_tokens,
+        piece.output_tokens,
+        piece.reasoning_tokens,
+        piece.cached_tokens,
+    )
+
+
+def estimated_usage(request: ModelRequest, response: str) -> Usage:
+    """What a run cost whose vendor gave no figure (a stopped stream never gets one: openai-openapi#539)."""
+    sent = sum(estimate_tokens(message.content) for message in request.messages)
+    return Usage(sent, estimate_tokens(response), estimated=True)
