@@ -1,0 +1,248 @@
+"""One HTTP/1.1 connection: h11 on a trio stream, one request at a time, each read handed on as one chunk."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+
+import h11
+import httpx
+import trio
+
+from .network import READ_BYTES, peer_closed
+
+MAX_HEAD_BYTES = 65_536
+"""A response head that is still incomplete past this many bytes is refused."""
+
+CLOSE_SECONDS = 1.0
+"""Limit of the shield around a forceful close, which by trio's contract does not block at all."""
+
+
+class ErrorTable:
+    """``with TABLE:`` raises httpx's error for what the layers below raise, with the original as its cause."""
+
+    def __init__(self, meanings: dict[type[Exception], type[httpx.TransportError]]) -> None:
+        self._meanings = meanings
+
+    def __enter__(self) -> None:
+        """Nothing to prepare; the table has no state."""
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        """Raise the error that the table names for ``exc``; what it does not name passes."""
+        if exc is None:
+            return
+        for raised, meaning in self._meanings.items():
+            if isinstance(exc, raised):
+                raise meaning(str(exc) or repr(exc)) from exc
+
+
+CONNECTING = ErrorTable({OSError: httpx.ConnectError, trio.BrokenResourceError: httpx.ConnectError})
+WRITING = ErrorTable(
+    {
+        trio.BrokenResourceError: httpx.WriteError,
+        trio.ClosedResourceError: httpx.WriteError,
+        h11.LocalProtocolError: httpx.LocalProtocolError,
+    }
+)
+READING = ErrorTable(
+    {
+        trio.BrokenResourceError: httpx.ReadError,
+        trio.ClosedResourceError: httpx.ReadError,
+        h11.RemoteProtocolError: httpx.RemoteProtocolError,
+    }
+)
+
+
+class Connection:
+    """A stream and the state of HTTP/1.1 on it. Whoever holds it closes it, or renews it for the next request.
+
+    ``written`` and ``answered`` tell of the latest request: all of it was sent; a first response byte came.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._parsed = b""
+        self._fault: h11.RemoteProtocolError | None = None
+        self._ended = False
+        self.written = False
+        self.answered = False
+
+    async def request(self, head: h11.Request, content: bytes, on_written: Callable[[], object]) -> h11.Response:
+        """Send a request in one write and read the head of its response, skipping interim (1xx) ones.
+
+        A server may answer and hang up before it has read everything (413): then its answer counts, not the failed
+        write. ``on_written`` is called once the request is written.
+
+        Raises:
+            httpx.TransportError: as the tables say; the connection is good for nothing but closing.
+        """
+        self.written = self.answered = False
+        unwritten: httpx.WriteError | None = None
+        try:
+            await self._write(head, content)
+        except httpx.WriteError as exc:
+            unwritten = exc
+        else:
+            self.written = True
+            on_written()
+        try:
+            return await self._read_head()
+        except httpx.TransportError:
+            if unwritten is not None:
+                raise unwritten from unwritten.__cause__
+            raise
+
+    async def receive(self) -> bytes:
+        """All body bytes that one read brought, as one chunk; b"" at the end of the body.
+
+        Raises:
+            httpx.ReadError: the connection broke.
+            httpx.RemoteProtocolError: the body is malformed or cut; what came before the fault is returned first.
+        """
+        while not self._parsed and not self._ended:
+            if self._fault is not None:
+                with READING:
+                    raise self._fault
+            await self._read()
+            self._parse_body()
+        chunk, self._parsed = self._parsed, b""
+        return chunk
+
+    @property
+    def finished(self) -> bool:
+        """Whether the body was received to its end."""
+        return self._ended and not self._parsed
+
+    def renew(self) -> bool:
+        """Make ready for another request; False if this connection must be closed instead."""
+        leftover, _ = self._http.trailing_data
+        if leftover or not self.finished:
+            return False
+        try:
+            self._http.start_next_cycle()
+        except h11.LocalProtocolError:  # a side said "Connection: close", or the request was not written whole
+            return False
+        self._ended = False
+        return True
+
+    def peer_closed(self) -> bool:
+        """Whether the server has closed this idle connection or spoken out of turn; False where nothing can tell."""
+        return peer_closed(self._stream)
+
+    async def aclose(self) -> None:
+        """Close at once: does not block and does not raise, also under cancellation. Idempotent."""
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await trio.aclose_forcefully(self._stream)
+
+    async def _write(self, head: h11.Request, content: bytes) -> None:
+        with WRITING:
+            events = (head, h11.Data(data=content), h11.EndOfMessage())
+            wire = b"".join(self._http.send(event) for event in events)
+            try:
+                await self._stream.send_all(wire)
+            except trio.BrokenResourceError:
+                self._http.send_failed()
+                raise
+
+    async def _read_head(self) -> h11.Response:
+        while True:
+            await self._read()
+            with READING:
+                head = self._parse_head()
+            if head is not None:
+                self._parse_body()
+                return head
+
+    async def _read(self) -> None:
+        with READING:
+            data = await self._stream.receive_some(READ_BYTES)
+        if not data and not self.answered:
+            raise httpx.RemoteProtocolError("the server closed the connection without an answer")
+        self.answered = True
+        self._http.receive_data(bytes(data))
+
+    def _parse_head(self) -> h11.Response | None:
+        while (event := self._http.next_event()) is not h11.NEED_DATA:
+            if isinstance(event, h11.Response):
+                return event
+            if not isinstance(event, h11.InformationalResponse):
+                raise h11.RemoteProtocolError("the server switched to another protocol")
+        return None
+
+    def _parse_body(self) -> None:
+        """Take what the last read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
+        parts: list[bytes] = []
+        try:
+            while not self._ended:
+                event = self._http.next_event()
+                if isinstance(event, h11.Data):
+                    parts.append(event.data)
+                elif isinstance(event, h11.EndOfMessage):
+                    self._ended = True
+                else:
+                    break
+        except h11.RemoteProtocolError as exc:
+            self._fault = exc
+        self._parsed = b"".join(parts)
+
+
+class ResponseBody(httpx.AsyncByteStream):
+    """The body of a response, owning its connection until it is closed; iterate it or call ``receive``.
+
+    It is its own iterator, not a generator: leaving the loop early leaves nothing behind for the garbage collector.
+    """
+
+    def __init__(self, connection: Connection, release: Callable[[Connection], Awaitable[None]]) -> None:
+        self._connection: Connection | None = connection
+        self._release = release
+        self._finished = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The chunks that ``receive`` returns."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next chunk."""
+        if chunk := await self.receive():
+            return chunk
+        raise StopAsyncIteration
+
+    async def receive(self) -> bytes:
+        """All that one read brought, as one chunk; b"" at the end of the body, and again after it.
+
+        An error or a cancellation in here closes the connection.
+
+        Raises:
+            httpx.ReadError: the connection broke.
+            httpx.RemoteProtocolError: the body is malformed or cut; what came before the fault is returned first.
+            httpx.StreamClosed: the body was closed before its end.
+        """
+        if self._connection is None:
+            if self._finished:
+                return b""
+            raise httpx.StreamClosed
+        try:
+            return await self._connection.receive()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def drain(self, limit_seconds: float, limit_bytes: int) -> None:
+        """Throw the rest away so that the connection can be used again, then close; past a limit just close."""
+        try:
+            with trio.move_on_after(limit_seconds), contextlib.suppress(httpx.TransportError, httpx.StreamClosed):
+                while chunk := await self.receive():
+                    limit_bytes -= len(chunk)
+                    if limit_bytes < 0:
+                        break
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give a connection whose body was read to its end back, close any other at once. Never blocks; idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._finished = connection.finished
+            await self._release(connection)

@@ -1,0 +1,166 @@
+"""How the HTTP transport reaches a server: the ``Connect`` protocol, and TCP with TLS as its default."""
+
+from __future__ import annotations
+
+import ssl
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import httpx
+import trio
+
+READ_BYTES = 65_536
+"""The most that one socket read takes: what it brings is handed on as one chunk."""
+
+
+class Connect(Protocol):
+    """Opens a byte stream to a server. A test's in-memory network is one, and needs no file descriptor.
+
+    A stream that is no real socket may offer ``peer_closed()``, see ``PeerWatch``.
+    """
+
+    async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
+        """Connect to ``host``, handshake included; the caller closes the stream.
+
+        Raises:
+            OSError: nobody there, no such name, certificate refused.
+            trio.BrokenResourceError: the server went away during the handshake.
+        """
+        ...
+
+
+@runtime_checkable
+class PeerWatch(Protocol):
+    """A stream that can tell without blocking what became of its peer."""
+
+    def peer_closed(self) -> bool:
+        """Whether the peer has hung up, or sent what nobody asked for: no use to send it another request."""
+        ...
+
+
+def peer_closed(stream: trio.abc.Stream) -> bool:
+    """Whether an idle ``stream`` has its end or stray bytes waiting; False where there is no way to tell."""
+    if isinstance(stream, trio.SocketStream):
+        return stream.socket.is_readable()
+    return isinstance(stream, PeerWatch) and stream.peer_closed()
+
+
+class TcpConnect:
+    """The default ``Connect``: TCP by happy eyeballs without Nagle's delay, TLS verified against ``host`` for https.
+
+    Trusts ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` where set, else certifi's bundle, and offers HTTP/1.1 only. A
+    ``ssl_context`` is used as it is instead. Resolving a name takes a thread of trio's default limiter.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        self._given_context = ssl_context
+
+    async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
+        """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open."""
+        context = self._ssl_context if tls else None
+        stream = await trio.open_tcp_stream(host, port)
+        if context is None:
+            return stream
+        try:
+            secured = TlsStream(stream, context, host)
+            await secured.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return secured
+
+    @cached_property
+    def _ssl_context(self) -> ssl.SSLContext:
+        # Made once, by the first https request: parsing the bundle takes 25 ms.
+        if self._given_context is not None:
+            return self._given_context
+        context = httpx.create_ssl_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+class TlsStream(trio.abc.Stream):
+    """The client's side of TLS on ``transport``, which it closes; one reader and one writer that take turns.
+
+    Where ``trio.SSLStream`` returns one TLS record a call, this returns all that one read of ``transport`` brought.
+    Model servers write a record a token, so a burst of three costs 17 µs and one wake-up instead of 37 µs and
+    three (a lone record: 16 instead of 24 µs). An end without TLS's own end mark counts as an end: HTTP's framing
+    tells a cut body from a whole one.
+    """
+
+    def __init__(self, transport: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str) -> None:
+        self._transport = transport
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+
+    async def do_handshake(self) -> None:
+        """Handshake and verify the server's certificate; call it first.
+
+        Raises:
+            ssl.SSLError: the certificate is not trusted, or the peer speaks no TLS that we accept.
+            trio.BrokenResourceError: the peer is gone.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._read_transport(READ_BYTES)
+            else:
+                return await self._flush()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt and send ``data``.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone.
+        """
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as exc:
+            raise trio.BrokenResourceError(f"TLS failed: {exc}") from exc
+        await self._flush()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the transport may take more."""
+        await self._transport.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Decrypt all that one read of up to ``max_bytes`` brought, which may complete a little more; b"" at the end.
+
+        Raises:
+            trio.BrokenResourceError: the peer is gone or broke TLS; what came before that is returned first.
+        """
+        while True:
+            records: list[bytes] = []
+            try:
+                while record := self._tls.read(READ_BYTES):
+                    records.append(record)
+                return b"".join(records)
+            except (ssl.SSLWantReadError, ssl.SSLEOFError) as exc:
+                if records or isinstance(exc, ssl.SSLEOFError):
+                    return b"".join(records)
+            except ssl.SSLError as exc:
+                if records:
+                    return b"".join(records)
+                raise trio.BrokenResourceError(f"TLS failed: {exc}") from exc
+            await self._read_transport(max_bytes or READ_BYTES)
+
+    def peer_closed(self) -> bool:
+        """Whether anything waits, decrypted or not, here or in the transport."""
+        return bool(self._incoming.pending or self._tls.pending()) or peer_closed(self._transport)
+
+    async def aclose(self) -> None:
+        """Close the transport without TLS's end mark, as HTTP clients do."""
+        await self._transport.aclose()
+
+    async def _read_transport(self, max_bytes: int) -> None:
+        await self._flush()
+        data = await self._transport.receive_some(max_bytes)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            await self._transport.send_all(self._outgoing.read())

@@ -1,0 +1,176 @@
+"""httpx's transport to model servers: HTTP/1.1 on trio, with a pool in which nobody ever waits.
+
+httpcore's pool leaks slots when a request is cancelled (encode/httpcore#1093), makes requests queue and slows down
+with every idle connection. Here a connection belongs to a request, or is idle, or is closed. How many may be open is
+decided before a run starts, so there is no queue, no lock and no task: nothing that a cancellation could leave behind.
+HTTP/2 is left out on purpose: a cancelled request would go on at the server, and be paid for (encode/httpcore#1022).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import h11
+import httpx
+import trio
+
+from .connection import CONNECTING, WRITING, Connection, ResponseBody
+from .network import Connect, TcpConnect
+
+__all__ = ["Connect", "ResponseBody", "TrioTransport"]
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class _Idle(NamedTuple):
+    connection: Connection
+    expires_at: float
+
+
+class TrioTransport(httpx.AsyncBaseTransport):
+    """Use as ``httpx.AsyncClient(transport=TrioTransport())``; the client closes it.
+
+    ``connect`` opens its streams; without one it is ``TcpConnect(ssl_context)``.
+
+    Keeps up to ``max_idle`` idle connections per origin, each for ``idle_seconds`` on trio's clock; the one used last
+    is used next. The default of 60 s stays below what firewalls and load balancers forget without a word (350 s at
+    AWS, 240 s at Azure). An expired connection is closed when its origin is used next.
+
+    Sets no deadlines, and ignores httpx's ``timeout`` extension: put a cancel scope around. A cancellation closes the
+    connection. A request body is read whole before anything is sent. No proxies, no HTTP/2.
+
+    Extensions: the request's ``request_sent``, a callable without arguments, is called exactly once, when the request
+    has been written; the response's ``body`` is its ``ResponseBody``, to be read past httpx's chain of generators.
+    """
+
+    def __init__(
+        self,
+        connect: Connect | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        max_idle: int = 100,
+        idle_seconds: float = 60.0,
+    ) -> None:
+        self._connect = connect or TcpConnect(ssl_context)
+        self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
+        self._idle: defaultdict[_Origin, deque[_Idle]] = defaultdict(deque)
+        self._in_use: dict[Connection, _Origin] = {}
+        self._closed = False
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections requests and unclosed responses hold."""
+        return len(self._in_use)
+
+    @property
+    def idle_connections(self) -> int:
+        """How many connections wait for a request, expired ones included."""
+        return sum(map(len, self._idle.values()))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send ``request`` and return its response once the head is there; the caller closes the response.
+
+        A reused connection that the server closed before any byte of an answer is replaced by a fresh one, once:
+        servers close idle connections at any time (RFC 9112, section 9.3.1).
+
+        Raises:
+            httpx.ConnectError: nobody there, no such name, certificate refused.
+            httpx.WriteError, httpx.ReadError: the connection broke.
+            httpx.RemoteProtocolError: the server's answer is cut or is not HTTP.
+            httpx.LocalProtocolError, httpx.UnsupportedProtocol: the request cannot be sent as it is.
+        """
+        origin = _origin_of(request.url)
+        content = await request.aread()
+        on_written: Callable[[], object] = request.extensions.get("request_sent", _ignore)
+        with WRITING:
+            head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        if connection := await self._take_idle(origin):
+            try:
+                return await self._exchange(origin, connection, head, content, on_written)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                if connection.answered or self._closed:
+                    raise
+            if connection.written:
+                on_written = _ignore
+        connection = await self._open(origin)
+        return await self._exchange(origin, connection, head, content, on_written)
+
+    async def aclose(self) -> None:
+        """Close every connection, also those in use: their requests fail with ``httpx.ReadError``."""
+        self._closed = True
+        idle = [entry.connection for entries in self._idle.values() for entry in entries]
+        doomed = [*self._in_use, *idle]
+        self._in_use.clear()
+        self._idle.clear()
+        for connection in doomed:
+            await connection.aclose()
+
+    async def _open(self, origin: _Origin) -> Connection:
+        with CONNECTING:
+            stream = await self._connect(origin.host, origin.port, origin.scheme == "https")
+        connection = Connection(stream)
+        if self._closed:
+            await connection.aclose()
+            raise httpx.ConnectError("the transport was closed")
+        return connection
+
+    async def _exchange(
+        self,
+        origin: _Origin,
+        connection: Connection,
+        head: h11.Request,
+        content: bytes,
+        on_written: Callable[[], object],
+    ) -> httpx.Response:
+        self._in_use[connection] = origin
+        body = ResponseBody(connection, self._release)
+        try:
+            answer = await connection.request(head, content, on_written)
+        except BaseException:
+            await body.aclose()
+            raise
+        return httpx.Response(
+            answer.status_code,
+            headers=answer.headers.raw_items(),
+            stream=body,
+            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason, "body": body},
+        )
+
+    async def _take_idle(self, origin: _Origin) -> Connection | None:
+        entries = self._idle[origin]
+        while entries:
+            connection, expires_at = entries.pop()
+            if trio.current_time() < expires_at and not connection.peer_closed():
+                return connection
+            await connection.aclose()
+        return None
+
+    async def _release(self, connection: Connection) -> None:
+        origin = self._in_use.pop(connection, None)
+        if origin is None or not connection.renew():
+            await connection.aclose()
+            return
+        entries, now = self._idle[origin], trio.current_time()
+        entries.append(_Idle(connection, now + self._idle_seconds))
+        while entries and (len(entries) > self._max_idle or entries[0].expires_at <= now):
+            await entries.popleft().connection.aclose()
+
+
+def _origin_of(url: httpx.URL) -> _Origin:
+    if url.scheme not in _PORTS:
+        raise httpx.UnsupportedProtocol(f"cannot send a request to {url.scheme or 'no scheme'!r}")
+    return _Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+
+
+def _ignore() -> None:
+    """Stands for a callable that nobody gave, or that has been called."""
