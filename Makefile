@@ -16,7 +16,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check format lock clean python-ready
+.PHONY: help env serve test check format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
@@ -62,6 +62,18 @@ clean: ## remove .venv, caches and build results
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* coverage.json
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Debian and Ubuntu ship Python without venv: one clear line beats a traceback.
+define NEED_PYTHON
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "Lumos needs Python 3.11 or newer, and there is no $(PYTHON): apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Lumos needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: apt-get install" \
+			"python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }
+endef
+
 # The environment. A stamp file says what is installed; a lock file newer than its stamp is installed again.
 
 # -qq: errors only.
@@ -81,25 +93,16 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml $(VENV)/.made
 	@$(EDITABLE)
 	@touch $(VENV)/.run $@
 
-$(VENV)/.made: | python-ready
+$(VENV)/.made:
+	$(NEED_PYTHON)
 	@echo "Making $(VENV) with $$($(PYTHON) --version)"
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(LOCK_VENV)/.done: requirements/lock.txt | python-ready
+$(LOCK_VENV)/.done: requirements/lock.txt
+	$(NEED_PYTHON)
 	@echo "Installing uv (requirements/lock.txt)"
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip install -qq --no-deps --require-hashes -r requirements/lock.txt
 	@touch $@
-
-# Debian and Ubuntu ship Python without venv; one clear line beats pip's traceback.
-python-ready:
-	@command -v $(PYTHON) >/dev/null || { \
-		echo "Lumos needs Python 3.11 or newer, and there is no $(PYTHON): apt-get install python3 python3-venv" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Lumos needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12, say" >&2; \
-		exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "$(PYTHON) cannot make virtual environments: apt-get install" \
-			"python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }
