@@ -59,20 +59,14 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
     streaming: StreamingConfig = StreamingConfig()
     max_run_bytes: int = MAX_RUN_BYTES
 
-    def run_spec(
-        self, messages: Messages, options: RunOptions | None = None
-    ) -> RunSpec:
+    def run_spec(self, messages: Messages, options: RunOptions | None = None) -> RunSpec:
         """The run that answers these messages.
 
         Raises:
             DeadlineTooLongError: the options ask for more than the agent's deadlines allow.
         """
         options = options or RunOptions()
-        deadlines = (
-            self.deadlines
-            if options.deadlines is None
-            else self.deadlines.shortened(options.deadlines)
-        )
+        deadlines = self.deadlines if options.deadlines is None else self.deadlines.shortened(options.deadlines)
         return RunSpec(
             agent_id=self.agent_id,
             provider=self.provider,
@@ -83,17 +77,13 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
             max_run_bytes=self.max_run_bytes,
         )
 
-    async def generate(
-        self, messages: Messages, options: RunOptions | None = None
-    ) -> GenerationComplete:
+    async def generate(self, messages: Messages, options: RunOptions | None = None) -> GenerationComplete:
         """Answer whole: the run's ``done`` event, with the text in ``response``.
 
         Raises:
             RunFailedError: the run ended in an ``error`` event.
         """
-        async with StreamingAgent(self, self.streaming).execute_streaming(
-            messages, options
-        ) as events:
+        async with StreamingAgent(self, self.streaming).execute_streaming(messages, options) as events:
             async for event in events:
                 match event:
                     case GenerationComplete():
@@ -109,12 +99,8 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
         return ModelRequest(
             messages=system + conversation(messages),
             model=self.model,
-            temperature=self.temperature
-            if options.temperature is None
-            else options.temperature,
-            max_tokens=self.max_tokens
-            if options.max_tokens is None
-            else options.max_tokens,
+            temperature=self.temperature if options.temperature is None else options.temperature,
+            max_tokens=self.max_tokens if options.max_tokens is None else options.max_tokens,
             extra=options.extra,
         )
 
@@ -138,9 +124,7 @@ class StreamingAgent:
         """The agent, streamed with this configuration."""
         return cls(agent, config)
 
-    def execute_streaming(
-        self, messages: Messages, options: RunOptions | None = None
-    ) -> RunStream:
+    def execute_streaming(self, messages: Messages, options: RunOptions | None = None) -> RunStream:
         """A run of the agent, as ``async with … as events: async for event in events``. Leaving the block ends it.
 
         Raises:

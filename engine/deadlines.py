@@ -41,20 +41,14 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Raises:
             DeadlineTooLongError: the wish asks for more than these allow.
         """
-        wished = {
-            name: value
-            for name in wish.__struct_fields__
-            if (value := getattr(wish, name)) is not None
-        }
+        wished = {name: value for name in wish.__struct_fields__ if (value := getattr(wish, name)) is not None}
         for name, value in wished.items():
             if value > getattr(self, name):
                 raise DeadlineTooLongError(name, value, getattr(self, name))
         return msgspec.structs.replace(self, **wished)
 
 
-class DeadlineWish(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
+class DeadlineWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request asks for: seconds, as in ``Deadlines``; None leaves the server's."""
 
     total: float | None = None
@@ -74,9 +68,7 @@ class DeadlineTooLongError(ValueError):
     """A request asked for a longer deadline than the server allows."""
 
     def __init__(self, name: str, wished: float, allowed: float) -> None:
-        super().__init__(
-            f"deadline {name} is {wished:g} s; at most {allowed:g} s is allowed"
-        )
+        super().__init__(f"deadline {name} is {wished:g} s; at most {allowed:g} s is allowed")
         self.name = name
         self.allowed = allowed
 

@@ -22,9 +22,7 @@ UNREAD_SEAL_BYTES = 4096
 """With no reader attached, text is sealed in deltas of about this size (UTF-8 bytes)."""
 
 
-class StreamingConfig(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
-):
+class StreamingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a run's events are cut and which are sent.
 
     Attributes:
@@ -52,9 +50,7 @@ class Emitter:
     After the terminal event it drops what still comes: whoever ends the run first wins.
     """
 
-    def __init__(
-        self, log: RunLog, config: StreamingConfig, max_run_bytes: int
-    ) -> None:
+    def __init__(self, log: RunLog, config: StreamingConfig, max_run_bytes: int) -> None:
         self._log = log
         self._config = config
         self._max_run_bytes = max_run_bytes
@@ -97,14 +93,10 @@ class Emitter:
             self._seal()
             self._log.append(event)
 
-    def _gather(
-        self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str
-    ) -> None:
+    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
         size = len(content) if content.isascii() else len(content.encode("utf-8"))
         if self._log.size_bytes + self._gathered_bytes + size > self._max_run_bytes:
-            raise OutputLimitError(
-                f"the run's output is over {self._max_run_bytes} bytes"
-            )
+            raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
@@ -120,10 +112,7 @@ class Emitter:
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
 
     def _reckon_due_at(self) -> float:
-        enough = (
-            not self._any_sealed
-            or self._gathered_chars >= self._config.text_buffer_size
-        )
+        enough = not self._any_sealed or self._gathered_chars >= self._config.text_buffer_size
         return max(
             self._begun_at if enough else self._begun_at + self._config.flush_after,
             self._not_before,
@@ -143,9 +132,7 @@ class Emitter:
         self.due_at = inf
         self._any_sealed = True
         if self._config.text_delta_delay_ms is not None:
-            self._not_before = (
-                trio.current_time() + self._config.text_delta_delay_ms / 1000
-            )
+            self._not_before = trio.current_time() + self._config.text_delta_delay_ms / 1000
         self._log.append(self._kind(content, self._step_id))
 
 

@@ -43,9 +43,7 @@ class ProviderError(Exception):
     ``retry_after`` is the vendor's wish in seconds, where it gave one.
     """
 
-    def __init__(
-        self, code: ProviderErrorCode, message: str, *, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, code: ProviderErrorCode, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code: ProviderErrorCode = code
         self.retry_after = retry_after

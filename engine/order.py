@@ -70,14 +70,10 @@ class EventOrder:
         """
         state = RUN_TABLE[self.state].get(type(event))
         if state is None:
-            raise EventOrderError(
-                f"{type(event).__name__} may not come when the run is {self.state.name}"
-            )
+            raise EventOrderError(f"{type(event).__name__} may not come when the run is {self.state.name}")
         if isinstance(event, ToolCallStart | ToolCallDelta | ToolCallComplete):
             call = self._calls.get(event.call_id, CallState.ABSENT)
             if type(event) not in CALL_TABLE[call]:
-                raise EventOrderError(
-                    f"{type(event).__name__} may not come when call {event.call_id} is {call.name}"
-                )
+                raise EventOrderError(f"{type(event).__name__} may not come when call {event.call_id} is {call.name}")
             self._calls[event.call_id] = CALL_TABLE[call][type(event)]
         self.state = state

@@ -7,14 +7,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-FinishReason: TypeAlias = Literal[
-    "stop", "length", "tool_calls", "content_filter", "error"
-]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "error"]
 
 
-class _Piece(
-    msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False
-):
+class _Piece(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
     """Common settings: immutable, tagged by ``type`` in recordings, never part of a reference cycle."""
 
 
@@ -62,14 +58,7 @@ class FinishPiece(_Piece, frozen=True, tag="finish"):
     reason: FinishReason
 
 
-Piece: TypeAlias = (
-    RequestSentPiece
-    | TextPiece
-    | ReasoningPiece
-    | ToolCallPiece
-    | UsagePiece
-    | FinishPiece
-)
+Piece: TypeAlias = RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | UsagePiece | FinishPiece
 
 Emit: TypeAlias = Callable[[Sequence[Piece]], None]
 """How a provider pushes pieces into the run: synchronous, never blocks, one call for all that one read brought."""

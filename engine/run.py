@@ -1,7 +1,7 @@
 """One run: one nursery that owns the model's stream, under the scopes that can end it.
 
-Whatever ends a run - an answer, a failure, a deadline, a stop, a reader gone, a bug - appends exactly one terminal event
-to its log; the first to do so wins, and everything the run started is gone when ``execute`` returns.
+Whatever ends a run - an answer, a failure, a deadline, a stop, a reader gone, a bug - appends exactly one terminal
+event to its log; the first to do so wins, and everything the run started is gone when ``execute`` returns.
 """
 
 from __future__ import annotations
@@ -132,26 +132,18 @@ class Run:
         self._finish_reason: FinishReason | None = None
         self._steps = 0
         # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
-        self._scope = trio.CancelScope(
-            deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
-        )
+        self._scope = trio.CancelScope(deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS))
         self.log.on_readers_changed = self._readers_changed
 
     @property
     def ttfb(self) -> float | None:
         """Seconds from the start to the first content piece."""
-        return (
-            None
-            if self.first_token_at is None
-            else self.first_token_at - self.started_at
-        )
+        return None if self.first_token_at is None else self.first_token_at - self.started_at
 
     @property
     def elapsed(self) -> float:
         """Seconds from the start to the end, or to now."""
-        return (
-            trio.current_time() if self.ended_at is None else self.ended_at
-        ) - self.started_at
+        return (trio.current_time() if self.ended_at is None else self.ended_at) - self.started_at
 
     @property
     def response(self) -> str:
@@ -167,17 +159,13 @@ class Run:
 
     async def execute(self) -> None:
         """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then."""
-        self._emitter.emit(
-            AgentStarted(self.spec.agent_id, self.id, self._wall_clock().isoformat())
-        )
+        self._emitter.emit(AgentStarted(self.spec.agent_id, self.id, self._wall_clock().isoformat()))
         self._emit_metadata()
         self._observer.run_started(self)
         try:
             with (
                 self._scope,
-                trio.CancelScope(
-                    deadline=self.started_at + self.spec.deadlines.total
-                ) as total,
+                trio.CancelScope(deadline=self.started_at + self.spec.deadlines.total) as total,
             ):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._answer)
@@ -188,7 +176,7 @@ class Run:
                 )
             elif self._scope.cancelled_caught:
                 self.stop(STOPPED_WITHOUT_READER)
-        except* Exception as bugs:
+        except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
             self._observer.run_crashed(self, bugs)
             self.fail("internal", "internal error")
         finally:
@@ -202,9 +190,7 @@ class Run:
         self._scope.cancel(reason=f"run stopped: {reason}")
         return True
 
-    def fail(
-        self, code: ErrorCode, content: str, retry_after: float | None = None
-    ) -> bool:
+    def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
         """End the run with an ``error`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
@@ -218,9 +204,7 @@ class Run:
         self._observer.run_ended(self)
 
     def _readers_changed(self, readers: int) -> None:
-        self._scope.deadline = (
-            inf if readers else trio.current_time() + self.spec.resume_grace
-        )
+        self._scope.deadline = inf if readers else trio.current_time() + self.spec.resume_grace
 
     def _emit_metadata(self) -> None:
         if self.spec.streaming.emit_metadata:
@@ -234,9 +218,7 @@ class Run:
         step_id = f"step-{self._steps}"
         try:
             with progress.scope:
-                await self.spec.provider.stream(
-                    self.spec.request, partial(self._take, progress, step_id)
-                )
+                await self.spec.provider.stream(self.spec.request, partial(self._take, progress, step_id))
         except ProviderError as error:
             self.fail(error.code, str(error), error.retry_after)
         except OutputLimitError as error:

@@ -113,9 +113,7 @@ class RunSupervisor:
         while self._ended:
             oldest = next(iter(self._ended.values()))
             over = self._ended_bytes > self._retention.bytes
-            if not over and (
-                oldest.ended_at is None or oldest.ended_at > oldest_allowed
-            ):
+            if not over and (oldest.ended_at is None or oldest.ended_at > oldest_allowed):
                 break
             del self._ended[oldest.id]
             self._ended_bytes -= oldest.log.size_bytes
