@@ -34,7 +34,7 @@ async def test_property(autojump_clock, number):
 def test_deadlocked_tests_end_in_too_slow_error(tmp_path: Path) -> None:
     suite = tmp_path / "test_deadlocked.py"
     suite.write_text(DEADLOCKED_TESTS)
-    options = ["-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    options = ["-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider", "--timeout=10"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(suite)],
         cwd=ROOT,
