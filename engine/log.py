@@ -70,18 +70,24 @@ class RunLog:
     def append(self, event: Event) -> LogEntry:
         """Number the event, keep it and wake the readers. Synchronous, never blocks.
 
+        A refused event, also one that cannot be encoded (TypeError, UnicodeEncodeError), leaves the log unchanged.
+
         Raises:
-            EventOrderError: the event may not come at this point (a bug of the caller); the log is unchanged.
+            EventOrderError: the event may not come at this point: a bug of the caller.
         """
-        self._order.admit(event)
         seq = len(self._entries) + 1
         entry = LogEntry(seq, event, encode_frame(self.run_id, seq, event))
+        self._order.admit(event)  # after the encoding, which may fail
         self._entries.append(entry)
         self.size_bytes += len(entry.frame)
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
         self._waiting.unpark_all()
         return entry
+
+    def entries(self, after: int = 0) -> list[LogEntry]:
+        """What is in the log after number ``after`` now, without waiting; gathered text is not in it yet."""
+        return self._entries[after:]
 
     def wake(self) -> None:
         """Let waiting readers look again: gathered text has come due, or has begun to gather."""

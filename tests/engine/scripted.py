@@ -1,0 +1,191 @@
+"""Fakes for the engine's tests: models that do as they are told, readers and observers that write down what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import trio
+from trio.testing import MockClock
+
+from engine import (
+    BasicAgent,
+    Deadlines,
+    Emit,
+    Event,
+    Message,
+    ModelRequest,
+    Piece,
+    Provider,
+    ReasoningPiece,
+    RequestSentPiece,
+    Run,
+    RunLog,
+    RunSpec,
+    StreamingConfig,
+    TextPiece,
+)
+from engine.run import MAX_RUN_BYTES
+
+Line: TypeAlias = tuple[float, Sequence[Piece] | BaseException]
+"""Seconds after the request, and what comes then: the pieces of one read, or an exception."""
+
+Timed: TypeAlias = list[tuple[float, Event]]
+
+SENT = RequestSentPiece()
+FOREVER = float("inf")
+WALL_TIME = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+TIMESTAMP = "2026-11-22T12:00:00+00:00"
+VIRTUAL_DAY_SECONDS = 86_400
+
+
+def text(*parts: str) -> tuple[Piece, ...]:
+    """One read that brought these texts."""
+    return tuple(TextPiece(part) for part in parts)
+
+
+def reasoning(*parts: str) -> tuple[Piece, ...]:
+    """One read that brought these parts of the reasoning."""
+    return tuple(ReasoningPiece(part) for part in parts)
+
+
+class ScriptedProvider:
+    """Says each line at its time. A line at ``FOREVER`` never comes. ``seen`` tells what became of each request."""
+
+    name = "scripted"
+
+    def __init__(self, *script: Line) -> None:
+        self.script = script
+        self.requests: list[ModelRequest] = []
+        self.seen: list[tuple[float, str]] = []
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        start = trio.current_time()
+        self.requests.append(request)
+        self._saw("asked")
+        try:
+            for at, line in self.script:
+                await trio.sleep_until(start + at)
+                if isinstance(line, BaseException):
+                    raise line
+                emit(line)
+        except trio.Cancelled:
+            self._saw("cancelled")
+            raise
+        self._saw("answered")
+
+    async def aclose(self) -> None:
+        self._saw("closed")
+
+    def _saw(self, what: str) -> None:
+        self.seen.append((trio.current_time(), what))
+
+
+class ProgrammedProvider:
+    """Runs a function as the model, for what a script cannot say."""
+
+    name = "programmed"
+
+    def __init__(self, answer: Callable[[Emit], Awaitable[None]]) -> None:
+        self.answer = answer
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        await self.answer(emit)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+class WritingObserver:
+    """Writes down each turning point with its time."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, str]] = []
+        self.bugs: list[BaseException] = []
+
+    def run_started(self, run: Run) -> None:
+        self._saw("started")
+
+    def run_first_token(self, run: Run) -> None:
+        self._saw("first token")
+
+    def run_ended(self, run: Run) -> None:
+        assert run.log.terminal is not None
+        self._saw(str(run.log.terminal.__struct_config__.tag))
+
+    def run_crashed(self, run: Run, bug: BaseException) -> None:
+        self.bugs.append(bug)
+        self._saw("crashed")
+
+    def _saw(self, what: str) -> None:
+        self.seen.append((trio.current_time(), what))
+
+    @property
+    def story(self) -> list[str]:
+        """What happened, in order, without the times."""
+        return [what for _, what in self.seen]
+
+
+def spec_for(
+    provider: Provider,
+    *,
+    deadlines: Deadlines | None = None,
+    streaming: StreamingConfig | None = None,
+    resume_grace: float = 5.0,
+    max_run_bytes: int = MAX_RUN_BYTES,
+) -> RunSpec:
+    """The run that asks this provider one short question."""
+    return RunSpec(
+        agent_id="agent",
+        provider=provider,
+        request=ModelRequest(messages=(Message("user", "12345678"),), model="model"),
+        deadlines=deadlines or Deadlines(),
+        streaming=streaming or StreamingConfig(),
+        resume_grace=resume_grace,
+        max_run_bytes=max_run_bytes,
+    )
+
+
+def agent_for(provider: Provider, **settings: object) -> BasicAgent:
+    """An agent over this provider."""
+    return BasicAgent(agent_id="agent", provider=provider, model="model", **settings)  # type: ignore[arg-type]
+
+
+async def read_timed(log: RunLog, after: int = 0) -> Timed:
+    """Every event after that number, with the time at which an idle reader got it; returns when the log has ended."""
+    got: Timed = []
+    with log.attached():
+        while entries := await log.read(after):
+            after = entries[-1].seq
+            got += [(trio.current_time(), entry.event) for entry in entries]
+    return got
+
+
+async def run_read_by_one(run: Run) -> Timed:
+    """Execute the run with one idle reader from the start on; what that reader got."""
+    got: Timed = []
+
+    async def read() -> None:
+        got.extend(await read_timed(run.log))
+
+    async with trio.open_nursery() as nursery:
+        with run.log.attached():
+            nursery.start_soon(read)
+            await run.execute()
+    return got
+
+
+def events_of(log: RunLog) -> list[Event]:
+    """The events that are in the log now."""
+    return [entry.event for entry in log.entries()]
+
+
+def in_virtual_time(main: Callable[[], Awaitable[None]]) -> None:
+    """Run to the end on a virtual clock of its own: for properties, where a fixture would be shared by the examples."""
+
+    async def limited() -> None:
+        with trio.fail_after(VIRTUAL_DAY_SECONDS):
+            await main()
+
+    trio.run(limited, clock=MockClock(autojump_threshold=0))
