@@ -117,8 +117,8 @@ class Connection:
 
     def renew(self) -> bool:
         """Make ready for another request; False if this connection must be closed instead."""
-        leftover, _ = self._http.trailing_data
-        if leftover or not self.finished:
+        leftover, closed = self._http.trailing_data
+        if leftover or closed or not self.finished:
             return False
         try:
             self._http.start_next_cycle()
