@@ -1,0 +1,133 @@
+"""The recorder: a provider around another one that notes what each read brought, and when."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+
+import trio
+
+from engine.errors import ProviderError
+from engine.pieces import Emit, FinishPiece, Piece, RequestSentPiece
+from engine.provider import ModelRequest, Provider
+
+from .recording import FORMAT, RecordedFailure, RecordedRead, Recording, RecordingError, RecordingHeader
+
+
+class Recorder:
+    """Passes ``inner``'s answers on unchanged and keeps each of them, in memory, for as long as it lives itself.
+
+    Closing it closes ``inner``.
+    """
+
+    def __init__(self, inner: Provider) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._answers: list[_Answer] = []
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        """Ask ``inner``; raises what it raises. The answer is then there for `recording`, also after a failure."""
+        answer = _Answer(request)
+        self._answers.append(answer)
+
+        def note_and_emit(pieces: Sequence[Piece]) -> None:
+            answer.note(pieces)
+            emit(pieces)
+
+        try:
+            await self._inner.stream(request, note_and_emit)
+        except ProviderError as error:
+            answer.end(RecordedFailure(answer.elapsed_ns(), error.code, str(error)))
+            raise
+        except BaseException as error:
+            answer.end(answer.cut(f"cut off by {type(error).__name__}"))
+            raise
+        answer.end(None if answer.finished else answer.cut("the stream ended without a finish piece"))
+
+    async def aclose(self) -> None:
+        """Close ``inner``."""
+        await self._inner.aclose()
+
+    def recording(
+        self,
+        *,
+        name: str,
+        title: str,
+        recorded: datetime.date,
+        source: str,
+        licence: str,
+        note: str = "",
+        answer: int = -1,
+    ) -> Recording:
+        """Make a recording of an answer: the last one, or the one of that index in the order of the requests.
+
+        The header's provider, model and prompt (the last user message) come from the request, the rest from the
+        arguments (see `RecordingHeader`). An answer that failed or was cut has its ``failure`` in the header, and its
+        ``note`` says so. ``RequestSentPiece`` is left out: whoever replays emits its own.
+
+        Raises:
+            RecordingError: there is no such answer, it has not ended yet, or its pieces are in no valid order.
+        """
+        try:
+            chosen = self._answers[answer]
+        except IndexError:
+            raise RecordingError(f"there is no answer {answer}; {len(self._answers)} were recorded") from None
+        if not chosen.ended:
+            raise RecordingError("the answer has not ended yet")
+        header = RecordingHeader(
+            format=FORMAT,
+            name=name,
+            title=title,
+            provider=self.name,
+            model=chosen.request.model,
+            recorded=recorded,
+            source=source,
+            licence=licence,
+            prompt=_last_user_message(chosen.request),
+            note=_with_failure(note, chosen.failure),
+            failure=chosen.failure,
+        )
+        return Recording(header, tuple(chosen.reads))
+
+
+class _Answer:
+    """What one request brought so far."""
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.request = request
+        self.reads: list[RecordedRead] = []
+        self.finished = False
+        self.ended = False
+        self.failure: RecordedFailure | None = None
+        self._start = trio.current_time()
+
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since the request; rounded, for a float of seconds is off by less than half a nanosecond."""
+        return round((trio.current_time() - self._start) * 1e9)
+
+    def note(self, pieces: Sequence[Piece]) -> None:
+        """Keep a copy of what one read brought, with the time."""
+        kept = tuple(piece for piece in pieces if not isinstance(piece, RequestSentPiece))
+        if kept:
+            self.reads.append(RecordedRead(self.elapsed_ns(), kept))
+            self.finished = self.finished or any(isinstance(piece, FinishPiece) for piece in kept)
+
+    def cut(self, message: str) -> RecordedFailure:
+        """An end that is not the vendor's doing, or of which the vendor said nothing."""
+        return RecordedFailure(self.elapsed_ns(), "upstream.truncated", message)
+
+    def end(self, failure: RecordedFailure | None) -> None:
+        """Close the books; None if the answer is complete."""
+        self.failure = failure
+        self.ended = True
+
+
+def _last_user_message(request: ModelRequest) -> str:
+    return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+
+
+def _with_failure(note: str, failure: RecordedFailure | None) -> str:
+    if failure is None:
+        return note
+    seconds = failure.at_ns / 1e9
+    return f"{note} Incomplete: after {seconds:.3f} s, {failure.code}: {failure.message}.".strip()
