@@ -88,11 +88,14 @@ class RunSupervisor:
     async def drain(self, seconds: float) -> None:
         """Take no new runs; let those under way finish for so many seconds, then end them with ``draining``."""
         self.draining = True
-        if not self._active:
-            return
-        self._idle = trio.Event()
-        with trio.move_on_after(seconds):
-            await self._idle.wait()
+        if self._active:
+            self._idle = trio.Event()
+            with trio.move_on_after(seconds):
+                await self._idle.wait()
+            self.end_all()
+
+    def end_all(self) -> None:
+        """End every run under way with ``draining``, now."""
         for run in list(self._active.values()):
             run.fail("draining", "the server is shutting down")
 

@@ -1,0 +1,128 @@
+"""The seam to httpx: one client for all vendors, and one way to stream an answer through a vendor's decoder.
+
+httpx is no longer released (its maintainers' words in encode/httpcore#1094), so nothing else under ``providers/``
+touches its client; a successor is a change of this module and the transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import httpx
+import msgspec
+
+from engine.errors import ProviderError, ProviderErrorCode
+from engine.pieces import Emit, Piece, RequestSentPiece
+
+from .connection import ResponseBody
+from .network import Connect
+from .sse import EventTooLargeError
+from .transport import TrioTransport
+from .vendor_errors import error_from_response
+
+DRAIN_SECONDS = 0.5
+DRAIN_BYTES = 65_536
+ERROR_BODY_BYTES = 65_536
+
+_TRANSPORT_ERRORS: tuple[tuple[type[httpx.TransportError], ProviderErrorCode, str], ...] = (
+    (httpx.UnsupportedProtocol, "upstream.invalid_request", "the model's URL is neither http nor https"),
+    (httpx.ConnectError, "upstream.connection", "no connection to the model"),
+    (httpx.RemoteProtocolError, "upstream.protocol", "the model's server does not speak HTTP"),
+    (httpx.TransportError, "upstream.connection", "the connection to the model broke"),
+)
+
+
+class Decoder(Protocol):
+    """Turns one answer's bytes into pieces; holds the state of that answer."""
+
+    content_type: str
+
+    @property
+    def done(self) -> bool:
+        """Whether the vendor's own end mark was seen."""
+        ...
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """The pieces that this chunk completed.
+
+        Raises:
+            ProviderError: the vendor reported an error in the stream, or what came is not its format.
+        """
+        ...
+
+
+class VendorRequest(msgspec.Struct, frozen=True):
+    """One POST to a vendor. Its ``repr`` leaves out the headers, for the key is among them."""
+
+    url: str
+    headers: Mapping[str, str]
+    content: bytes
+
+    def __repr__(self) -> str:
+        return f"VendorRequest(url={self.url!r}, {len(self.content)} bytes)"
+
+
+def open_client(connect: Connect | None = None) -> httpx.AsyncClient:
+    """A client for any number of vendors and requests at once; whoever opens it closes it.
+
+    No timeouts (the run's scopes set deadlines), no redirects (a key must not follow one), no compression (it would
+    hold tokens back), nothing from the environment.
+    """
+    return httpx.AsyncClient(
+        transport=TrioTransport(connect),
+        timeout=None,
+        trust_env=False,
+        follow_redirects=False,
+        headers={"Accept-Encoding": "identity", "User-Agent": "lumos-stream"},
+    )
+
+
+async def stream_answer(client: httpx.AsyncClient, request: VendorRequest, decoder: Decoder, emit: Emit) -> None:
+    """Send the request and push what its answer holds, one call of ``emit`` for each read that brought something.
+
+    Reads on to the end after the vendor's end mark, so that the connection is used again; every other way out closes
+    it.
+
+    Raises:
+        ProviderError: in the closed list of codes; ``upstream.truncated`` is an end without the vendor's end mark.
+    """
+    try:
+        async with client.stream(
+            "POST",
+            request.url,
+            content=request.content,
+            headers=request.headers,
+            extensions={"request_sent": lambda: emit([RequestSentPiece()])},
+        ) as response:
+            await _decode_answer(response, decoder, emit)
+    except httpx.InvalidURL as error:
+        raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
+    except httpx.TransportError as error:
+        code, text = next((code, text) for kind, code, text in _TRANSPORT_ERRORS if isinstance(error, kind))
+        raise ProviderError(code, f"{text} ({error})") from error
+
+
+async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit) -> None:
+    body: ResponseBody = response.extensions["body"]
+    content_type = response.headers.get("content-type", "")
+    if response.status_code != httpx.codes.OK or not content_type.startswith(decoder.content_type):
+        raise error_from_response(response.status_code, response.headers, await _read_up_to(body, ERROR_BODY_BYTES))
+    while not decoder.done:
+        chunk = await body.receive()
+        if not chunk:
+            raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
+        try:
+            pieces = decoder.feed(chunk)
+        except EventTooLargeError as error:
+            raise ProviderError("upstream.protocol", f"the model sent an event that is too large ({error})") from error
+        if pieces:
+            emit(pieces)
+    await body.drain(DRAIN_SECONDS, DRAIN_BYTES)
+
+
+async def _read_up_to(body: ResponseBody, limit_bytes: int) -> bytes:
+    read = bytearray()
+    while len(read) < limit_bytes and (chunk := await body.receive()):
+        read += chunk
+    return bytes(read[:limit_bytes])

@@ -1,0 +1,103 @@
+"""From a provider's name in a configuration to the provider: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from engine.provider import Provider
+
+from .openai_chat import DEFAULT_BASE_URL, OpenAIChatProvider
+from .replay import ReplayProvider
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``llm_config`` of an agent.
+
+    Attributes:
+        provider: a name from the registry.
+        model: the vendor's model name; for ``replay`` a recording's name. Empty takes the provider's default.
+        base_url: where the vendor's API is, without the last part of the path.
+        api_key_env: the environment variable that holds the key; never the key itself.
+    """
+
+    provider: str
+    model: str = ""
+    base_url: str | None = None
+    api_key_env: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+class Vendor(msgspec.Struct, frozen=True):
+    """What the registry knows of a vendor: the defaults for what a configuration leaves out."""
+
+    default_model: str
+    base_url: str | None
+    api_key_env: str | None
+    key_required: bool
+
+
+VENDORS: dict[str, Vendor] = {
+    "openai": Vendor("gpt-4o-mini", DEFAULT_BASE_URL, "OPENAI_API_KEY", key_required=True),
+    "openai_compatible": Vendor("", None, None, key_required=False),
+}
+REPLAY = "replay"
+PROVIDER_NAMES = (*VENDORS, REPLAY)
+
+
+class ProviderConfigError(ValueError):
+    """A provider cannot be made from its configuration; the text says what to change, and holds no key."""
+
+
+def default_model(config: ModelConfig) -> str:
+    """The model that the configuration means."""
+    if config.model or config.provider not in VENDORS:
+        return config.model
+    return VENDORS[config.provider].default_model
+
+
+def create_provider(config: ModelConfig, environment: Mapping[str, str], client: httpx.AsyncClient) -> Provider:
+    """The provider for a configuration. ``client`` is shared and stays the caller's to close.
+
+    Raises:
+        ProviderConfigError: unknown provider, missing model, URL or key.
+    """
+    if config.provider == REPLAY:
+        return ReplayProvider()
+    vendor = VENDORS.get(config.provider)
+    if vendor is None:
+        raise ProviderConfigError(f"unknown provider {config.provider!r}; known are {', '.join(PROVIDER_NAMES)}")
+    if not default_model(config):
+        raise ProviderConfigError(f"provider {config.provider!r} needs a model")
+    return OpenAIChatProvider(
+        name=config.provider,
+        base_url=_base_url(config, vendor),
+        api_key=_api_key(config, vendor, environment),
+        client=client,
+    )
+
+
+def _base_url(config: ModelConfig, vendor: Vendor) -> str:
+    base_url = config.base_url or vendor.base_url
+    if base_url is None:
+        raise ProviderConfigError(f"provider {config.provider!r} needs a base_url")
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ProviderConfigError(f"base_url {base_url!r} is not an http or https URL")
+    return base_url
+
+
+def _api_key(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]) -> str | None:
+    variable = config.api_key_env or vendor.api_key_env
+    if variable is None:
+        return None
+    key = environment.get(variable, "").strip()
+    if not key and (vendor.key_required or config.api_key_env):
+        raise ProviderConfigError(f"provider {config.provider!r} needs its key in the environment variable {variable}")
+    if not key.isascii() or not key.isprintable():
+        raise ProviderConfigError(f"the key in {variable} has characters that no key has")
+    return key or None

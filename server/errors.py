@@ -1,0 +1,83 @@
+"""HTTP errors in one shape: ``{code, message, details, timestamp}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+RETRY_AFTER_SECONDS = 5
+
+_logger = structlog.get_logger("lumos")
+
+
+class ApiError(Exception):
+    """A request that is refused before anything is started; becomes the HTTP answer."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        details: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.details = details
+        self.headers = dict(headers or {})
+
+
+def not_found(what: str, name: str) -> ApiError:
+    """404 for a thing that is not there, or not the caller's: both look the same."""
+    return ApiError(404, "NOT_FOUND", f"there is no {what} {name[:100]!r}")
+
+
+def draining() -> ApiError:
+    """503 while the server shuts down."""
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return ApiError(503, "SERVICE_UNAVAILABLE", "the server is shutting down", headers=headers)
+
+
+def json_response(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer that no cache keeps."""
+    response = Response(msgspec.json.encode(payload), status=status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(headers or {})
+    return response
+
+
+def install_error_handlers(app: QuartTrio) -> None:
+    """Make every error of the app's an answer in our shape, bugs too."""
+    app.register_error_handler(ApiError, _answer_api_error)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(Exception, _answer_bug)
+
+
+async def _answer_api_error(error: ApiError) -> Response:
+    payload = {
+        "code": error.code,
+        "message": error.message,
+        "details": error.details,
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+    return json_response(payload, error.status, error.headers)
+
+
+async def _answer_http_exception(error: HTTPException) -> Response:
+    code = error.name.upper().replace(" ", "_").replace("'", "")
+    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+    return await _answer_api_error(ApiError(error.code or 500, code, str(error.description), headers=headers))
+
+
+async def _answer_bug(error: Exception) -> Response:
+    _logger.error("request.crashed", exc_info=error)
+    return await _answer_api_error(ApiError(500, "INTERNAL_ERROR", "internal error"))

@@ -1,0 +1,94 @@
+"""What clients send: the bodies as types, read strictly and within bounds before anything is started."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+from quart import Request
+
+from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, RunSpec, StreamingConfig
+
+from .errors import ApiError
+
+MAX_BODY_BYTES = 2**20
+MAX_MESSAGE_CHARS = 200_000
+BODY_SECONDS = 20
+
+OnDisconnect: TypeAlias = Literal["cancel", "grace", "continue"]
+
+Body = TypeVar("Body")
+
+
+class StreamWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one request wants its events cut; None leaves the agent's setting (``engine.StreamingConfig``)."""
+
+    text_buffer_size: Annotated[int, Meta(ge=1, le=65536)] | None = None
+    emit_metadata: bool | None = None
+    emit_memory_updates: bool | None = None
+    text_delta_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
+
+    def applied_to(self, config: StreamingConfig) -> StreamingConfig:
+        """The agent's configuration with what the request sets."""
+        wished = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(config, **wished)
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message to an agent.
+
+    Attributes:
+        message: the user's text, not blank.
+        on_disconnect: what becomes of the run when its last reader leaves: ended at once, after the server's grace
+            (the default), or not at all.
+        deadlines: seconds; may be shorter than the agent's, never longer.
+    """
+
+    message: str
+    user_id: str | None = None
+    session_id: str | None = None
+    metadata: dict[str, Any] | None = None
+    on_disconnect: OnDisconnect = "grace"
+    deadlines: DeadlineWish | None = None
+    stream: StreamWish = StreamWish()
+
+    def run_spec(self, agent: BasicAgent, resume_grace: float) -> RunSpec:
+        """The run that this request asks for.
+
+        Raises:
+            ApiError: 413 or 422, naming the field.
+        """
+        if not self.message.strip():
+            raise ApiError(422, "VALIDATION_ERROR", "message is blank", {"field": "message"})
+        if len(self.message) > MAX_MESSAGE_CHARS:
+            raise ApiError(413, "PAYLOAD_TOO_LARGE", f"message is over {MAX_MESSAGE_CHARS} characters")
+        graces: dict[OnDisconnect, float] = {"cancel": 0.0, "grace": resume_grace, "continue": inf}
+        options = RunOptions(
+            deadlines=self.deadlines,
+            streaming=self.stream.applied_to(agent.streaming),
+            resume_grace=graces[self.on_disconnect],
+        )
+        try:
+            return agent.run_spec(self.message, options)
+        except DeadlineTooLongError as error:
+            details = {"field": f"deadlines.{error.name}", "allowed": error.allowed}
+            raise ApiError(422, "VALIDATION_ERROR", str(error), details) from error
+
+
+async def read_json(request: Request, kind: type[Body]) -> Body:
+    """The request's body as that type. Quart bounds its size and time (413, 408).
+
+    Raises:
+        ApiError: 415 for another content type, 400 for what is no JSON, 422 for JSON of another shape.
+    """
+    if request.mimetype != "application/json":
+        raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", "send the body as Content-Type: application/json")
+    body = await request.get_data(cache=False)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise ApiError(422, "VALIDATION_ERROR", str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, "INVALID_JSON", f"the body is not valid JSON: {error}") from error

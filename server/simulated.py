@@ -1,0 +1,42 @@
+"""The old way, kept for comparison: generate the whole answer, then cut it up. The cutter is code-point safe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine import GenerationComplete, LogEntry, RunLog, TextDelta
+from engine.events import Event, encode_frame
+
+from .sse import HEARTBEAT, EventStreamBody
+
+CHUNK_CHARS = 10
+
+
+def create_streaming_events(entries: list[LogEntry]) -> Iterator[Event]:
+    """The events that the old system sent once a run was over: its text in pieces of ten characters."""
+    for entry in entries:
+        match entry.event:
+            case TextDelta():
+                continue
+            case GenerationComplete(response):
+                for start in range(0, len(response), CHUNK_CHARS):
+                    yield TextDelta(response[start : start + CHUNK_CHARS], "step-1")
+        yield entry.event
+
+
+class SimulatedBody(EventStreamBody):
+    """Says nothing but heartbeats until the run is over, then everything at once."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__(log, after=0)
+        self._said = False
+
+    async def __anext__(self) -> bytes:
+        if self._said:
+            raise StopAsyncIteration
+        while not self._log.ended:
+            if await super().__anext__() is HEARTBEAT:
+                return HEARTBEAT
+        self._said = True
+        events = create_streaming_events(self._log.entries())
+        return b"".join([encode_frame(self._log.run_id, seq, event) for seq, event in enumerate(events, 1)])

@@ -1,0 +1,146 @@
+"""Model servers for tests: a Quart-Trio app that speaks OpenAI's chat completions, and one that plays any bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import trio
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+from quart_trio import QuartTrio
+
+from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, UsagePiece
+from providers.recording import Recording
+
+
+@dataclass
+class VendorCall:
+    """One request that a model server got, and when it began and ended, on trio's clock."""
+
+    started_at: float
+    body: Any
+    ended_at: float | None = None
+    finished: bool = False
+
+
+@dataclass
+class VendorServer:
+    """A model server that answers every request with the recording, in its timing; ``calls`` is what it saw."""
+
+    recording: Recording
+    calls: list[VendorCall] = field(default_factory=list)
+
+    def app(self) -> QuartTrio:
+        """The app to serve."""
+        app = QuartTrio("vendor", static_folder=None)
+
+        @app.post("/v1/chat/completions")
+        async def chat_completions() -> Response:
+            call = VendorCall(trio.current_time(), msgspec.json.decode(await request.get_data()))
+            self.calls.append(call)
+            response = Response(RecordedBody(self.recording, call), content_type="text/event-stream")
+            response.timeout = None
+            return response
+
+        return app
+
+
+class RecordedBody(ResponseBody):
+    """The recording as a chat-completions stream: one chunk of the body for each recorded read."""
+
+    def __init__(self, recording: Recording, call: VendorCall) -> None:
+        self._reads = iter(recording.reads)
+        self._call = call
+
+    async def __aenter__(self) -> RecordedBody:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call.ended_at = trio.current_time()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._call.finished:
+            raise StopAsyncIteration
+        read = next(self._reads, None)
+        if read is None:
+            self._call.finished = True
+            return b"data: [DONE]\n\n"
+        await trio.sleep_until(self._call.started_at + read.at_ns / 1e9)
+        return b"".join(chat_event(piece) for piece in read.pieces)
+
+
+def chat_event(piece: Piece) -> bytes:
+    """The piece as one event of a chat-completions stream."""
+    match piece:
+        case TextPiece(text):
+            chunk: Any = {"choices": [{"index": 0, "delta": {"content": text}}]}
+        case ReasoningPiece(text):
+            chunk = {"choices": [{"index": 0, "delta": {"reasoning_content": text}}]}
+        case FinishPiece(reason):
+            chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+        case UsagePiece():
+            usage = {"prompt_tokens": piece.input_tokens, "completion_tokens": piece.output_tokens}
+            chunk = {"choices": [], "usage": usage}
+        case _:
+            raise AssertionError(piece)
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+Act: TypeAlias = bytes | float | Literal["close", "reset", "hang"]
+"""One act of a scripted server: bytes to send, seconds to wait, or how to end."""
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PLAIN_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+def chunked(data: bytes) -> bytes:
+    """The data as one chunk of a chunked body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def text_event(text: str) -> bytes:
+    """An event that says the text."""
+    return chat_event(TextPiece(text))
+
+
+async def play_script(listener: trio.abc.Listener[Any], script: Sequence[Act]) -> None:
+    """Answer each connection's first request with the script's bytes, whatever they are. Runs until cancelled."""
+
+    async def play(stream: Any) -> None:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += await stream.receive_some()
+        for act in script:
+            match act:
+                case bytes():
+                    await stream.send_all(act)
+                case float():
+                    await trio.sleep(act)
+                case "close":
+                    await stream.aclose()
+                    return
+                case "reset":
+                    stream.reset()
+                    return
+                case "hang":
+                    break
+        while await stream.receive_some():
+            pass
+        await stream.aclose()
+
+    async def play_quietly(stream: Any) -> None:
+        try:
+            await play(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has gone: what the test looks at is its side
+
+    await trio.serve_listeners(play_quietly, [listener])

@@ -1,0 +1,147 @@
+"""A whole world in memory: Lumos's real server over a real connection class, model servers, and httpx clients."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from engine import BasicAgent, Deadlines, Event, Provider, RetentionLimits, RunSupervisor
+from engine.run import Run
+from providers.http import open_client
+from providers.openai_chat import OpenAIChatProvider
+from providers.recording import Recording
+from providers.sse import SSEParser
+from server.app import Services, create_app
+from server.serving import ServingLimits, serve
+from tests.harness.memory_network import MemoryNetwork
+from tests.harness.vendor import Act, VendorServer, play_script
+
+LUMOS = ("lumos", 80)
+VENDOR = ("vendor", 80)
+STREAM_URL = "http://lumos/api/v1/agents/demo/chat/lumosai/stream"
+
+_decode_event = msgspec.json.Decoder(Event).decode
+
+
+class Journal:
+    """A run observer that keeps what it hears, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str, float]] = []
+        self.bugs: list[BaseException] = []
+
+    def _note(self, what: str, run: Run) -> None:
+        self.entries.append((what, run.id, trio.current_time()))
+
+    def run_started(self, run: Run) -> None:
+        self._note("started", run)
+
+    def run_first_token(self, run: Run) -> None:
+        self._note("first_token", run)
+
+    def run_ended(self, run: Run) -> None:
+        self._note("ended", run)
+
+    def run_crashed(self, run: Run, bug: BaseException) -> None:
+        self._note("crashed", run)
+        self.bugs.append(bug)
+
+
+class World:
+    """The pieces of the world, for a test to look at. Made by ``open_world``."""
+
+    def __init__(self, network: MemoryNetwork, nursery: trio.Nursery, runs: trio.Nursery) -> None:
+        self.network = network
+        self.nursery = nursery
+        self.runs = runs
+        self.journal = Journal()
+        self.supervisor = RunSupervisor(runs, self.journal, RetentionLimits())
+        self.agents: dict[str, BasicAgent] = {}
+        self.model_client = open_client(network.connect)
+        self.client = open_client(network.connect)
+        self.stopping = trio.Event()
+
+    def add_agent(self, agent_id: str = "demo", provider: Provider | None = None, **settings: Any) -> None:
+        """Declare an agent; without a provider it asks the model server at ``VENDOR``."""
+        provider = provider or OpenAIChatProvider(base_url="http://vendor/v1", api_key="k", client=self.model_client)
+        self.agents[agent_id] = BasicAgent(agent_id=agent_id, provider=provider, model="m", **settings)
+
+    async def add_vendor(self, recording: Recording) -> VendorServer:
+        """Start a model server that replays the recording over HTTP."""
+        vendor = VendorServer(recording)
+        await self.nursery.start(serve, vendor.app(), [self.network.listen(*VENDOR)], trio.Event())
+        return vendor
+
+    def add_scripted_vendor(self, script: Sequence[Act]) -> None:
+        """Start a model server that sends these bytes."""
+        self.nursery.start_soon(play_script, self.network.listen(*VENDOR), script)
+
+    async def chat(self, **body: Any) -> Answer:
+        """Stream one answer of agent ``demo`` to its end."""
+        async with self.open_chat(**body) as answer:
+            async for _ in answer:
+                pass
+            return answer
+
+    @asynccontextmanager
+    async def open_chat(self, **body: Any) -> AsyncIterator[Answer]:
+        """Start streaming an answer of agent ``demo``; leaving the block closes the connection."""
+        async with self.client.stream("POST", STREAM_URL, json={"message": "hi"} | body) as response:
+            yield Answer(response)
+
+    def upstream_open(self) -> int:
+        """How many connections to the model server are in use or idle."""
+        return len(self.network.open_connections(VENDOR[0]))
+
+
+class Answer:
+    """A streamed response: its events with ids and arrival times (on trio's clock), while they come."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.asked_at = trio.current_time()
+        self.events: list[Event] = []
+        self.ids: list[str] = []
+        self.arrivals: list[float] = []
+        self._body = response.extensions["body"]
+        self._parser = SSEParser()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while chunk := await self._body.receive():
+            for frame in self._parser.feed(chunk):
+                event: Event = _decode_event(frame.data)
+                self.events.append(event)
+                self.ids.append(frame.id)
+                self.arrivals.append(trio.current_time())
+                yield event
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, from the header."""
+        return str(self.response.headers["X-Run-Id"])
+
+
+@asynccontextmanager
+async def open_world(limits: ServingLimits | None = None, *, window: int = 65_536) -> AsyncIterator[World]:
+    """A world with Lumos serving at ``LUMOS``; its agents are added by the test. All is gone after the block."""
+    network = MemoryNetwork(window)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as runs:
+            world = World(network, nursery, runs)
+            app = create_app(Services(world.agents, world.supervisor, resume_grace=5.0))
+            await nursery.start(serve, app, [network.listen(*LUMOS)], world.stopping, limits or ServingLimits())
+            yield world
+            runs.cancel_scope.cancel()
+        await world.client.aclose()
+        await world.model_client.aclose()
+        nursery.cancel_scope.cancel()
+
+
+def quick_deadlines(**seconds: float) -> Deadlines:
+    """The default deadlines with some changed."""
+    return Deadlines(**seconds)
