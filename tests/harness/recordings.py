@@ -1,0 +1,33 @@
+"""Recordings made for tests: as long as wanted, with as few tokens as will do."""
+
+from __future__ import annotations
+
+import datetime
+from itertools import count
+
+from engine.pieces import FinishPiece, TextPiece, UsagePiece
+from providers.recording import FORMAT, RecordedRead, Recording, RecordingHeader
+
+
+def steady_recording(*, first: float = 2.5, gap: float = 0.5, last: float = 93.0) -> Recording:
+    """One word each ``gap`` seconds from ``first`` on, the last at ``last``; usage and finish come with it."""
+    times = []
+    for step in count():
+        at = first + step * gap
+        if at >= last:
+            break
+        times.append(at)
+    reads = [RecordedRead(round(at * 1e9), (TextPiece(f"word{number} "),)) for number, at in enumerate(times)]
+    end = (TextPiece("end."), FinishPiece("stop"), UsagePiece(7, len(times) + 1))
+    header = RecordingHeader(
+        format=FORMAT,
+        name="steady",
+        title="made for a test",
+        provider="none",
+        model="none",
+        recorded=datetime.date(2026, 11, 22),
+        source="tests/harness/recordings.py",
+        licence="MIT",
+        prompt="",
+    )
+    return Recording(header, (*reads, RecordedRead(round(last * 1e9), end)))
