@@ -15,11 +15,14 @@ import trio
 from msgspec import Meta
 
 from .errors import OutputLimitError
-from .events import Event, ReasoningDelta, TextDelta
+from .events import TERMINAL_EVENT_TYPES, Event, ReasoningDelta, StepComplete, TextDelta
 from .log import RunLog
 
 UNREAD_SEAL_BYTES = 4096
 """With no reader attached, text is sealed in deltas of about this size (UTF-8 bytes)."""
+
+CLOSING_EVENT_TYPES: tuple[type[Event], ...] = (StepComplete, *TERMINAL_EVENT_TYPES)
+"""What closes a run always fits into its log."""
 
 
 class StreamingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,8 +43,12 @@ class StreamingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     text_delta_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] | None = None
 
     def __post_init__(self) -> None:
-        if self.text_buffer_size < 1:
+        if not self.text_buffer_size >= 1:
             raise ValueError("text_buffer_size is at least 1")
+        if not self.flush_after >= 0:
+            raise ValueError("flush_after is a number of seconds, at least 0")
+        if self.text_delta_delay_ms is not None and not self.text_delta_delay_ms >= 0:
+            raise ValueError("text_delta_delay_ms is a number of milliseconds, at least 0")
 
 
 class Emitter:
@@ -77,26 +84,31 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log would outgrow its bound; the text is not taken.
         """
-        if not self._log.ended:
+        if content and not self._log.ended:
             content = _encodable(content)
             self._gather(TextDelta, content, step_id)
             self._said.append(content)
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
-        if not self._log.ended:
+        if content and not self._log.ended:
             self._gather(ReasoningDelta, _encodable(content), step_id)
 
     def emit(self, event: Event) -> None:
-        """Append an event that is no text (the terminal one too), after sealing what has gathered."""
+        """Append an event that is no text (the terminal one too), after sealing what has gathered.
+
+        Raises:
+            OutputLimitError: the run's log is full; what closes the run is taken even then.
+        """
         if not self._log.ended:
             self._seal()
+            if not isinstance(event, CLOSING_EVENT_TYPES):
+                self._check_room(0)
             self._log.append(event)
 
     def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
         size = len(content) if content.isascii() else len(content.encode("utf-8"))
-        if self._log.size_bytes + self._gathered_bytes + size > self._max_run_bytes:
-            raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
+        self._check_room(size)
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
@@ -110,6 +122,10 @@ class Emitter:
         elif (due_at := self._reckon_due_at()) != self.due_at:
             self.due_at = due_at
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
+
+    def _check_room(self, more_bytes: int) -> None:
+        if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
+            raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
     def _reckon_due_at(self) -> float:
         enough = not self._any_sealed or self._gathered_chars >= self._config.text_buffer_size
