@@ -15,6 +15,11 @@ EMPTY_DELTA = chunked(b'data: {"choices":[{"delta":{"content":""}}]}\n\n')
 WORD = chunked(text_event("word "))
 
 
+def every(first: Act, second: Act, times: int) -> list[Act]:
+    """The two acts in turn, so many times."""
+    return [first, second] * times
+
+
 async def failed(world: World, **body: object) -> tuple[Error, float, Answer]:
     """The error that the answer ended in, and when, in seconds from the request."""
     answer = await world.chat(**body)
@@ -27,12 +32,12 @@ async def failed(world: World, **body: object) -> tuple[Error, float, Answer]:
 SCRIPTS: dict[str, tuple[list[Act], str, float]] = {
     "no answer at all": (["hang"], "timeout.first_token", 11.0),
     "a head, then nothing": ([STREAM_HEAD, "hang"], "timeout.first_token", 11.0),
-    "keep-alives, never a token": ([STREAM_HEAD, *[KEEP_ALIVE, 2.0] * 40, "hang"], "timeout.first_token", 11.0),
-    "empty deltas, never a token": ([STREAM_HEAD, *[EMPTY_DELTA, 2.0] * 40, "hang"], "timeout.first_token", 11.0),
+    "keep-alives, never a token": ([STREAM_HEAD, *every(KEEP_ALIVE, 2.0, 40), "hang"], "timeout.first_token", 11.0),
+    "empty deltas, never a token": ([STREAM_HEAD, *every(EMPTY_DELTA, 2.0, 40), "hang"], "timeout.first_token", 11.0),
     "a token, then nothing": ([STREAM_HEAD, 3.0, WORD, "hang"], "timeout.idle", 16.0),
-    "a token, then keep-alives": ([STREAM_HEAD, 3.0, WORD, *[KEEP_ALIVE, 2.0] * 40], "timeout.idle", 16.0),
-    "tokens just in time, then nothing": ([STREAM_HEAD, *[10.0, WORD] * 5, "hang"], "timeout.idle", 63.0),
-    "a drip without end": ([STREAM_HEAD, *[5.0, WORD] * 40], "timeout.total", 100.0),
+    "a token, then keep-alives": ([STREAM_HEAD, 3.0, WORD, *every(KEEP_ALIVE, 2.0, 40)], "timeout.idle", 16.0),
+    "tokens just in time, then nothing": ([STREAM_HEAD, *every(10.0, WORD, 5), "hang"], "timeout.idle", 63.0),
+    "a drip without end": ([STREAM_HEAD, *every(5.0, WORD, 40)], "timeout.total", 100.0),
 }
 
 
@@ -60,7 +65,7 @@ async def test_a_connection_that_never_opens_ends_the_connect_phase(autojump_clo
 async def test_a_request_may_shorten_each_deadline(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         world.add_agent(deadlines=LIMITS)
-        world.add_scripted_vendor([STREAM_HEAD, *[1.0, WORD] * 200])
+        world.add_scripted_vendor([STREAM_HEAD, *every(1.0, WORD, 200)])
         error, seconds, _ = await failed(world, deadlines={"total": 4.5})
         assert (error.code, seconds) == ("timeout.total", 4.5)
         error, seconds, _ = await failed(world, deadlines={"first_token": 0.25})
