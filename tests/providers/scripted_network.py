@@ -59,11 +59,14 @@ class Received:
 
 
 class ServerEnd:
-    """The server's end of one connection. ``client_closed_at`` is when a read of the server found the end."""
+    """The server's end of one connection. ``client_closed_at`` is when a read of the server found the end.
 
-    def __init__(self, stream: trio.abc.Stream, tls: bool) -> None:
+    ``address`` is the host, the port and whether TLS was asked for.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, address: tuple[str, int, bool]) -> None:
         self._stream = stream
-        self.tls = tls
+        self.address = address
         self.requests: list[Received] = []
         self.closed = False
         self.client_closed_at = math.inf
@@ -72,22 +75,19 @@ class ServerEnd:
         """Read one request to its end; None once the client has closed."""
         parser, body = h11.Connection(h11.SERVER), b""
         head: h11.Request | None = None
-        while True:
-            event = parser.next_event()
-            if isinstance(event, h11.Request):
-                head = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                assert head is not None
-                self.requests.append(Received(head, body))
-                return self.requests[-1]
-            elif event is h11.NEED_DATA:
-                data = await self._stream.receive_some()
-                if not data:
-                    self.client_closed_at = trio.current_time()
-                    return None
-                parser.receive_data(bytes(data))
+        while data := await self._stream.receive_some():
+            parser.receive_data(bytes(data))
+            while (event := parser.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Request):
+                    head = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    assert head is not None
+                    self.requests.append(Received(head, body))
+                    return self.requests[-1]
+        self.client_closed_at = trio.current_time()
+        return None
 
     async def say(self, *parts: bytes, every: float = 1.0) -> None:
         """Send the parts ``every`` so many seconds, so that each one is one read of the client."""
@@ -107,13 +107,15 @@ class ServerEnd:
 
 
 class ClientEnd(trio.abc.Stream):
-    """The client's end; ``closed`` tells whether the transport closed it."""
+    """The client's end; ``closed`` tells whether the transport closed it, ``writes`` how often it sent."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self.closed = False
+        self.writes = 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes += 1
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -183,7 +185,7 @@ class ScriptedNetwork:
         """Connect."""
         await trio.sleep(self.delay)
         client_stream, server_stream = memory_stream_pair()
-        server = ServerEnd(server_stream, tls)
+        server = ServerEnd(server_stream, (host, port, tls))
         client = WatchingClientEnd(client_stream, server) if self.watching else ClientEnd(client_stream)
         self.servers.append(server)
         self.clients.append(client)

@@ -52,10 +52,8 @@ async def test_all_that_one_read_brings_is_one_chunk(nursery: trio.Nursery, auto
 
 
 async def test_chunks_come_at_the_instant_they_arrive(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    arrivals: list[tuple[float, bytes]] = []
     async with get(ScriptedNetwork(nursery, saying(HEAD, chunk(b"a"), chunk(b"b"), chunk(b"")))) as response:
-        async for data in body_of(response):
-            arrivals.append((trio.current_time(), data))
+        arrivals = [(trio.current_time(), data) async for data in body_of(response)]
     assert (arrivals, trio.current_time()) == ([(1.0, b"a"), (2.0, b"b")], 3.0)
 
 
@@ -127,10 +125,14 @@ async def test_x10_a_broken_upstream_is_an_error_after_what_was_said(
     network = ScriptedNetwork(nursery, saying(*parts, then_close=True))
     transport = TrioTransport(network)
     received: list[bytes] = []
-    with pytest.raises(httpx.RemoteProtocolError) as failure:
+
+    async def receive() -> None:
         async with get(network, transport) as response:
-            async for data in body_of(response):
+            while data := await body_of(response).receive():
                 received.append(data)
+
+    with pytest.raises(httpx.RemoteProtocolError) as failure:
+        await receive()
     assert received == said
     assert (network.open, transport.open_connections, transport.idle_connections) == (0, 0, 0)
     if parts:
@@ -139,7 +141,8 @@ async def test_x10_a_broken_upstream_is_an_error_after_what_was_said(
 
 @pytest.mark.parametrize(("size", "fits"), [(60_000, True), (200_000, False)])
 async def test_the_head_is_bounded(nursery: trio.Nursery, autojump_clock: MockClock, size: int, fits: bool) -> None:
-    network = ScriptedNetwork(nursery, answering(with_length(b"", "X-Big: " + "x" * size)))
+    answer = with_length(b"", "X-Big: " + "x" * size)
+    network = ScriptedNetwork(nursery, saying(*(answer[i : i + 1000] for i in range(0, len(answer), 1000))))
     if fits:
         async with get(network) as response:
             assert len(response.headers["x-big"]) == size
@@ -147,6 +150,15 @@ async def test_the_head_is_bounded(nursery: trio.Nursery, autojump_clock: MockCl
         with pytest.raises(httpx.RemoteProtocolError):
             async with get(network):
                 pass
+    assert network.open == 0
+
+
+async def test_an_upgrade_is_refused_even_if_asked_for(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    network = ScriptedNetwork(nursery, answering(answer))
+    asking = httpx.Request("GET", URL, headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+    with pytest.raises(httpx.RemoteProtocolError, match="another protocol"):
+        await TrioTransport(network).handle_async_request(asking)
     assert network.open == 0
 
 
@@ -217,8 +229,7 @@ async def test_a_reset_is_translated_and_keeps_its_cause(
 
     transport = TrioTransport(connect)
     with pytest.raises(error, match="reset") as failure:
-        response = await transport.handle_async_request(httpx.Request("GET", URL))
-        await receive_all(response)
+        await receive_all(await transport.handle_async_request(httpx.Request("GET", URL)))
     assert isinstance(failure.value.__cause__, trio.BrokenResourceError)
     assert (stream.closed, transport.open_connections) == (True, 0)
 
