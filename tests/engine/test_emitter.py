@@ -67,8 +67,8 @@ async def test_by_default_each_read_of_the_model_is_delivered_as_it_comes(autoju
     async with trio.open_nursery() as nursery:
         reads = await scene.reader(nursery)
         await scene.text_at((0.5, "a"), (0.5625, "b"), (7.0, "c"))
-        await scene.end_at(7.0)
-    assert reads == [(0.5, ["a"]), (0.5625, ["b"]), (7.0, ["c", "<stop>"])]
+        await scene.end_at(8.0)
+    assert reads == [(0.5, ["a"]), (0.5625, ["b"]), (7.0, ["c"]), (8.0, ["<stop>"])]
 
 
 # text_buffer_size
