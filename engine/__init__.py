@@ -23,6 +23,7 @@ from .events import (
 )
 from .log import LogEntry, RunLog
 from .pieces import (
+    ContinuationPiece,
     Emit,
     FinishPiece,
     Piece,
@@ -32,7 +33,7 @@ from .pieces import (
     ToolCallPiece,
     UsagePiece,
 )
-from .provider import Message, ModelRequest, Provider, ToolCall, ToolSpec
+from .provider import Message, ModelRequest, NamedTool, Provider, ToolCall, ToolChoice, ToolSpec
 from .run import Run, RunObserver, RunSpec
 from .supervisor import DrainingError, RetentionLimits, RunSupervisor
 
@@ -40,6 +41,7 @@ __all__ = [
     "AgentStarted",
     "AgentStopped",
     "BasicAgent",
+    "ContinuationPiece",
     "DeadlineTooLongError",
     "DeadlineWish",
     "Deadlines",
@@ -56,6 +58,7 @@ __all__ = [
     "Messages",
     "Metadata",
     "ModelRequest",
+    "NamedTool",
     "Piece",
     "Provider",
     "ProviderError",
@@ -82,6 +85,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallPiece",
     "ToolCallStart",
+    "ToolChoice",
     "ToolSpec",
     "Usage",
     "UsagePiece",

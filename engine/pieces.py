@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -43,6 +43,16 @@ class ToolCallPiece(_Piece, frozen=True, tag="tool_call"):
     arguments_fragment: str = ""
 
 
+class ContinuationPiece(_Piece, frozen=True, tag="continuation"):
+    """What the vendor wants back, unchanged, with this assistant turn when the conversation goes on.
+
+    Thinking blocks with their signatures, encrypted reasoning, item ids: opaque JSON that only the adapter which
+    yielded it reads. Comes once, before ``FinishPiece``; the engine keeps it as ``Message.continuation``.
+    """
+
+    state: Any
+
+
 class UsagePiece(_Piece, frozen=True, tag="usage"):
     """Token counts as the vendor reports them: cumulative for the request, a later piece replaces an earlier."""
 
@@ -58,7 +68,9 @@ class FinishPiece(_Piece, frozen=True, tag="finish"):
     reason: FinishReason
 
 
-Piece: TypeAlias = RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | UsagePiece | FinishPiece
+Piece: TypeAlias = (
+    RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | ContinuationPiece | UsagePiece | FinishPiece
+)
 
 Emit: TypeAlias = Callable[[Sequence[Piece]], None]
 """How a provider pushes pieces into the run: synchronous, never blocks, one call for all that one read brought."""

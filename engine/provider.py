@@ -20,12 +20,26 @@ class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One turn of the conversation. ``tool_calls`` only on assistant turns, ``tool_call_id`` only on tool turns."""
+    """One turn of the conversation.
+
+    Attributes:
+        content: the turn's text; may be empty on an assistant turn that only calls tools.
+        images: URLs of images that belong to a user turn.
+        tool_calls: what an assistant turn called.
+        tool_call_id: which call a tool turn answers.
+        tool_failed: whether a tool turn tells of a failure.
+        continuation: what the adapter named ``continued_by`` wants back with an assistant turn (``ContinuationPiece``).
+        continued_by: the provider that ``continuation`` came from; another one must ignore it.
+    """
 
     role: Role
     content: str
+    images: tuple[str, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    tool_failed: bool = False
+    continuation: Any = None
+    continued_by: str | None = None
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -36,18 +50,33 @@ class ToolSpec(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+class NamedTool(msgspec.Struct, frozen=True):
+    """A choice of tool that leaves the model none: it must call this one."""
+
+    name: str
+
+
+ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
+
+
 class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything that one model call needs: the whole conversation, never one prompt string.
 
-    ``extra`` passes vendor options through untouched.
+    Attributes:
+        tool_choice: whether the model may, must not or must call a tool; None leaves it to the vendor.
+        temperature, max_tokens, stop: sampling options; None or empty leaves them to the vendor.
+        response_schema: a JSON Schema object that the answer's text must fit (structured output).
+        extra: vendor options, passed through untouched as fields of the request's body.
     """
 
     messages: tuple[Message, ...]
     model: str
     tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    response_schema: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
 
 

@@ -31,6 +31,7 @@ from .events import (
 )
 from .log import RunLog
 from .pieces import (
+    ContinuationPiece,
     FinishPiece,
     FinishReason,
     Piece,
@@ -252,6 +253,8 @@ class Run:
                     self._finish_reason = reason
                 case RequestSentPiece():
                     progress.enter("first_token")
+                case ContinuationPiece():
+                    pass  # wanted back on a next turn only, and a run has one turn as long as it offers no tools
                 case ToolCallPiece():
                     raise ProviderError(
                         "upstream.protocol",

@@ -17,7 +17,6 @@ from engine.pieces import Emit, Piece, RequestSentPiece
 
 from .connection import ResponseBody
 from .network import Connect
-from .sse import EventTooLargeError
 from .transport import TrioTransport
 from .vendor_errors import error_from_response
 
@@ -40,14 +39,20 @@ class Decoder(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the vendor's own end mark was seen."""
+        """Whether the vendor's own end mark was seen: what follows is not part of the answer."""
         ...
 
-    def feed(self, chunk: bytes) -> list[Piece]:
-        """The pieces that this chunk completed.
+    @property
+    def may_end(self) -> bool:
+        """Whether the end of the body, now, would be the vendor's own end (vendors without an end mark)."""
+        ...
+
+    def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
+        """Append the pieces that this chunk completed, also those that came before what raises.
 
         Raises:
-            ProviderError: the vendor reported an error in the stream, or what came is not its format.
+            ProviderError: the vendor reported an error in the stream, what came is not its format, or an event or a
+                line is over the bound.
         """
         ...
 
@@ -111,13 +116,15 @@ async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit)
     while not decoder.done:
         chunk = await body.receive()
         if not chunk:
+            if decoder.may_end:
+                break
             raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
+        pieces: list[Piece] = []
         try:
-            pieces = decoder.feed(chunk)
-        except EventTooLargeError as error:
-            raise ProviderError("upstream.protocol", f"the model sent an event that is too large ({error})") from error
-        if pieces:
-            emit(pieces)
+            decoder.feed(chunk, pieces)
+        finally:  # what came before an error was said
+            if pieces:
+                emit(pieces)
     await body.drain(DRAIN_SECONDS, DRAIN_BYTES)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import msgspec
 
-from engine.errors import ProviderError
-from engine.pieces import Emit, FinishPiece, FinishReason, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
+from engine.pieces import FinishPiece, FinishReason, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
 from engine.provider import Message, ModelRequest
 
-from .http import VendorRequest, open_client, stream_answer
-from .sse import SSEParser
+from .http import VendorRequest
+from .sse import ServerSentEvent
 from .vendor_errors import error_from_object
+from .wire import Endpoint, EventStreamDecoder, HttpProvider, decode_json
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 END_MARK = b"[DONE]"
@@ -77,33 +77,18 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
-class ChatDecoder:
+class ChatDecoder(EventStreamDecoder):
     """Decodes one chat-completions stream: server-sent events with a JSON chunk each, closed by ``[DONE]``."""
 
-    content_type = "text/event-stream"
-
-    def __init__(self) -> None:
-        self._events = SSEParser()
-        self.done = False
-
-    def feed(self, chunk: bytes) -> list[Piece]:
-        """The pieces that these bytes completed. Raises ``ProviderError`` and ``EventTooLargeError``."""
-        pieces: list[Piece] = []
-        for event in self._events.feed(chunk):
-            if event.data == END_MARK:
-                self.done = True
-                break  # what follows the end mark is not part of the answer
-            self._decode(event.data, pieces)
-        return pieces
-
-    def _decode(self, data: bytes, pieces: list[Piece]) -> None:
-        try:
-            chunk = _decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderError("upstream.protocol", "the model sent an event that is no valid chunk") from error
+    def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
+        """Append the pieces of one chunk. Raises ``ProviderError``."""
+        if event.data == END_MARK:
+            self.done = True
+            return
+        chunk = decode_json(_chunk_decoder, event.data)
         if chunk.error is not None:
             raise error_from_object(chunk.error)
         if chunk.choices:  # empty in usage and content-filter frames
@@ -170,8 +155,23 @@ def _chat_message(message: Message) -> dict[str, Any]:
     return chat
 
 
-class OpenAIChatProvider:
-    """A model behind ``{base_url}/chat/completions``. Closes its client only if it opened it itself."""
+class ChatWire:
+    """Chat completions at ``{base_url}/chat/completions`` with a bearer key."""
+
+    def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
+        """The HTTP request for a streamed answer."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
+        if endpoint.api_key:
+            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+        return VendorRequest(f"{endpoint.base_url}/chat/completions", headers, chat_request_body(request))
+
+    def decoder(self) -> ChatDecoder:
+        """A decoder for one answer."""
+        return ChatDecoder()
+
+
+class OpenAIChatProvider(HttpProvider):
+    """OpenAI, or any server that speaks its chat completions at ``base_url``."""
 
     def __init__(
         self,
@@ -181,23 +181,4 @@ class OpenAIChatProvider:
         name: str = "openai",
         client: httpx.AsyncClient | None = None,
     ) -> None:
-        self.name = name
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._own_client = client is None
-        self._client = client or open_client()
-
-    def __repr__(self) -> str:
-        return f"OpenAIChatProvider({self.name!r}, {self._url!r})"
-
-    async def stream(self, request: ModelRequest, emit: Emit) -> None:
-        """Answer the request; see ``engine.provider.Provider``."""
-        vendor_request = VendorRequest(self._url, self._headers, chat_request_body(request))
-        await stream_answer(self._client, vendor_request, ChatDecoder(), emit)
-
-    async def aclose(self) -> None:
-        """Close the connections, unless the client was handed in."""
-        if self._own_client:
-            await self._client.aclose()
+        super().__init__(name, ChatWire(), Endpoint(base_url.rstrip("/"), api_key), client)

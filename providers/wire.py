@@ -1,0 +1,152 @@
+"""What the wire formats share: the adapter's shape, the provider around it, decoders for event streams and lines.
+
+A vendor's adapter is two pure things: how a request becomes bytes (``Wire.request``) and how the answer's bytes become
+pieces (``Decoder``). Neither touches a connection, so both are tested on bytes alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import httpx
+import msgspec
+
+from engine.errors import ProviderError
+from engine.pieces import Emit, Piece
+from engine.provider import ModelRequest
+
+from .http import Decoder, VendorRequest, open_client, stream_answer
+from .sse import EventTooLargeError, ServerSentEvent, SSEParser
+
+MAX_LINE_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where a vendor's API is and what opens it. Its ``repr`` leaves the key out.
+
+    Attributes:
+        base_url: without a slash at its end.
+        api_key: None where the server wants none.
+        headers: further headers that every request carries.
+    """
+
+    base_url: str
+    api_key: str | None = None
+    headers: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Endpoint(base_url={self.base_url!r})"
+
+
+class Wire(Protocol):
+    """One wire format, with a vendor's differences: makes requests and decoders; has no state of its own."""
+
+    def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
+        """The HTTP request, authentication included.
+
+        Raises:
+            ProviderError: ``upstream.invalid_request`` if the format cannot say what is asked.
+        """
+        ...
+
+    def decoder(self) -> Decoder:
+        """A decoder for one answer."""
+        ...
+
+
+class HttpProvider:
+    """A model behind a wire format over HTTP. Closes its client only if it opened it itself."""
+
+    def __init__(self, name: str, wire: Wire, endpoint: Endpoint, client: httpx.AsyncClient | None = None) -> None:
+        self.name = name
+        self._wire = wire
+        self._endpoint = endpoint
+        self._own_client = client is None
+        self._client = client or open_client()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self._endpoint!r})"
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        """Answer the request; see ``engine.provider.Provider``."""
+        await stream_answer(self._client, self._wire.request(request, self._endpoint), self._wire.decoder(), emit)
+
+    async def aclose(self) -> None:
+        """Close the connections, unless the client was handed in."""
+        if self._own_client:
+            await self._client.aclose()
+
+
+class EventStreamDecoder:
+    """Base of decoders for server-sent events: subclasses decode one event at a time and set ``done``."""
+
+    content_type = "text/event-stream"
+
+    def __init__(self) -> None:
+        self._events = SSEParser()
+        self.done = False
+        self.may_end = False
+
+    def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
+        """Append the pieces that these bytes completed; see ``Decoder``."""
+        try:
+            events: Sequence[ServerSentEvent] = self._events.feed(chunk)
+        except EventTooLargeError as error:
+            self._decode_events(error.events, pieces)
+            raise ProviderError("upstream.protocol", f"the model sent too much at once: {error}") from error
+        self._decode_events(events, pieces)
+
+    def _decode_events(self, events: Sequence[ServerSentEvent], pieces: list[Piece]) -> None:
+        for event in events:
+            self.decode_event(event, pieces)
+            if self.done:
+                break  # what follows the end mark is not part of the answer
+
+    @abstractmethod
+    def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
+        """Append the pieces of one event."""
+
+
+class LineDecoder:
+    """Base of decoders for one JSON object a line (NDJSON): subclasses decode one line at a time and set ``done``."""
+
+    content_type = "application/x-ndjson"
+
+    def __init__(self) -> None:
+        self._unfinished = bytearray()
+        self.done = False
+        self.may_end = False
+
+    def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
+        """Append the pieces that these bytes completed; see ``Decoder``."""
+        first, *more = chunk.split(b"\n")
+        self._unfinished += first
+        for rest in more:
+            line = bytes(self._unfinished)
+            self._unfinished[:] = rest
+            if line.strip():
+                self.decode_line(line, pieces)
+            if self.done:
+                return  # what follows the end mark is not part of the answer
+        if len(self._unfinished) > MAX_LINE_BYTES:
+            raise ProviderError("upstream.protocol", f"the model sent a line of over {MAX_LINE_BYTES} bytes")
+
+    @abstractmethod
+    def decode_line(self, line: bytes, pieces: list[Piece]) -> None:
+        """Append the pieces of one line, which is not blank."""
+
+
+def decode_json(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    """The JSON, strictly.
+
+    Raises:
+        ProviderError: ``upstream.protocol`` if it is malformed, of another shape, too deep or no UTF-8.
+    """
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProviderError("upstream.protocol", f"the model sent JSON that cannot be used: {error}") from error
