@@ -92,6 +92,8 @@ class TlsStream(trio.abc.Stream):
         self._transport = transport
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._ended = False
+        self._fault: ssl.SSLError | None = None
 
     async def do_handshake(self) -> None:
         """Handshake and verify the server's certificate; call it first.
@@ -130,28 +132,35 @@ class TlsStream(trio.abc.Stream):
         Raises:
             trio.BrokenResourceError: the peer is gone or broke TLS; what came before that is returned first.
         """
-        while True:
-            records: list[bytes] = []
-            try:
-                while record := self._tls.read(READ_BYTES):
-                    records.append(record)
-                return b"".join(records)
-            except (ssl.SSLWantReadError, ssl.SSLEOFError) as exc:
-                if records or isinstance(exc, ssl.SSLEOFError):
-                    return b"".join(records)
-            except ssl.SSLError as exc:
-                if records:
-                    return b"".join(records)
-                raise trio.BrokenResourceError(f"TLS failed: {exc}") from exc
-            await self._read_transport(max_bytes or READ_BYTES)
+        while self._fault is None:
+            if (data := self._decrypt()) or self._ended:
+                return data
+            if self._fault is None:
+                await self._read_transport(max_bytes or READ_BYTES)
+        raise trio.BrokenResourceError(f"TLS failed: {self._fault}") from self._fault
 
     def peer_closed(self) -> bool:
-        """Whether anything waits, decrypted or not, here or in the transport."""
-        return bool(self._incoming.pending or self._tls.pending()) or peer_closed(self._transport)
+        """Whether the transport's peer has closed or sent something; nothing decrypted is ever kept here."""
+        return peer_closed(self._transport)
 
     async def aclose(self) -> None:
         """Close the transport without TLS's end mark, as HTTP clients do."""
         await self._transport.aclose()
+
+    def _decrypt(self) -> bytes:
+        """All records that are whole, joined; notes the end or the fault behind them, which OpenSSL tells once."""
+        records: list[bytes] = []
+        try:
+            while record := self._tls.read(READ_BYTES):
+                records.append(record)
+            self._ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLEOFError:
+            self._ended = True
+        except ssl.SSLError as exc:
+            self._fault = exc
+        return b"".join(records)
 
     async def _read_transport(self, max_bytes: int) -> None:
         await self._flush()
