@@ -1,4 +1,4 @@
-"""An in-memory network on which real servers and clients run in virtual time, without a file descriptor or a task.
+"""An in-memory network on which real servers and clients run in virtual time: no file descriptor, no task of its own.
 
 Where it is simpler than TCP, so that every test is exact:
 
@@ -41,10 +41,10 @@ class _OneTask:
 
 @dataclass(frozen=True)
 class MemorySocket:
-    """What servers read from ``.socket``: ``local`` and ``peer`` address (no peer: a listener), and the ``family``."""
+    """What servers read from ``stream.socket``: the address of this end, that of the other end, and their family."""
 
     local: Address
-    peer: Address | None
+    peer: Address
     family: socket.AddressFamily = socket.AF_INET
 
     def getsockname(self) -> Address:
@@ -52,9 +52,7 @@ class MemorySocket:
         return self.local
 
     def getpeername(self) -> Address:
-        """Return the address of the other end; ``OSError`` for a listener, as from a real socket."""
-        if self.peer is None:
-            raise OSError(errno.ENOTCONN, "a listener has no peer")
+        """Return the address of the other end."""
         return self.peer
 
 
@@ -74,14 +72,13 @@ class Direction:
         self.changed = trio.lowlevel.ParkingLot()
         self._in_flight: deque[tuple[float, bytes]] = deque()
         self._arrived = bytearray()
-        self._last_arrival = -inf
         self._ends_at = inf
 
     def put(self, data: memoryview) -> int:
         """Take as much of ``data`` as the window has room for and return how much that was."""
         count = min(len(data), max(0, self.window - self.unread))
         if count:
-            self._in_flight.append((self._next_arrival(), bytes(data[:count])))
+            self._in_flight.append((trio.current_time() + self.latency, bytes(data[:count])))
             self.sent += count
             self.unread += count
             self.changed.unpark_all()
@@ -113,7 +110,7 @@ class Direction:
     def end(self, *, broken: bool = False) -> None:
         """Put the end behind what is under way: EOF or, if ``broken``, an error. Only the first end counts."""
         if self._ends_at == inf:
-            self._ends_at, self.broken = self._next_arrival(), broken
+            self._ends_at, self.broken = trio.current_time() + self.latency, broken
         self.changed.unpark_all()
 
     def lose_reader(self) -> None:
@@ -133,11 +130,6 @@ class Direction:
         """Wait until ``take`` may have something to return; may be early."""
         with trio.CancelScope(deadline=self.readable_at()):
             await self.changed.park()
-
-    def _next_arrival(self) -> float:
-        # Never before what was sent earlier: the order stays when a test lowers the latency.
-        self._last_arrival = max(self._last_arrival, trio.current_time() + self.latency)
-        return self._last_arrival
 
 
 class MemoryStream(trio.abc.HalfCloseableStream):
@@ -171,9 +163,8 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def send_now(self, data: bytes | bytearray | memoryview) -> int:
         """Send what fits into the window without waiting and return how many bytes that was.
 
-        It is 0 when the window is full and while another task sends; with nobody to send to it raises as ``send_all``.
+        It is 0 when the window is full and while another task sends. Raises as ``send_all`` does.
         """
-        self._check_sendable()
         return 0 if self._sending.held else self._put(memoryview(bytes(data)))
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -230,9 +221,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
         self.connection.reset()
 
     def cut_after(self, byte_count: int, *, reset: bool = False) -> None:
-        """``MemoryConnection.cut`` it right behind the next ``byte_count`` (at least 1) bytes that this end sends."""
-        if byte_count < 1:
-            raise ValueError("byte_count must be >= 1")
+        """``MemoryConnection.cut`` it right behind the next ``byte_count`` bytes that this end sends."""
         self._bytes_to_cut, self._cut_resets = byte_count, reset
 
     def _put(self, data: memoryview) -> int:
@@ -305,7 +294,7 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
     """Accepts the connections to one address, without a limit to those that wait; its owner closes it."""
 
     def __init__(self, address: Address) -> None:
-        self.socket = MemorySocket(address, None)
+        self.address = address
         self.closed = False
         self._waiting: deque[MemoryStream] = deque()
         self._changed = trio.lowlevel.ParkingLot()
@@ -340,8 +329,8 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
 class MemoryNetwork:
     """Listeners by address, the connections made to them, and faults; any number of hops.
 
-    ``connections`` holds every connection ever made, oldest first. ``on_connect`` may be set and gets each new
-    one before either end can use it: to cut it, or to set windows and latencies. Addresses match exactly.
+    ``connections`` holds every connection ever made, oldest first. ``on_connect`` may be set, and gets each new one
+    before either end can use it: to cut it, or to set windows and latencies. Addresses match exactly.
     """
 
     def __init__(self, window: int = 65_536, latency: float = 0.0) -> None:
