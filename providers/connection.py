@@ -37,7 +37,13 @@ class ErrorTable:
                 raise meaning(str(exc) or repr(exc)) from exc
 
 
-CONNECTING = ErrorTable({OSError: httpx.ConnectError, trio.BrokenResourceError: httpx.ConnectError})
+CONNECTING = ErrorTable(
+    {
+        OSError: httpx.ConnectError,  # gaierror and ssl.SSLError are among them
+        UnicodeError: httpx.ConnectError,  # a name that DNS cannot hold, as "a..b"
+        trio.BrokenResourceError: httpx.ConnectError,
+    }
+)
 WRITING = ErrorTable(
     {
         trio.BrokenResourceError: httpx.WriteError,

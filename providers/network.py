@@ -24,6 +24,7 @@ class Connect(Protocol):
 
         Raises:
             OSError: nobody there, no such name, certificate refused.
+            UnicodeError: DNS cannot hold such a name.
             trio.BrokenResourceError: the server went away during the handshake.
         """
         ...
@@ -140,8 +141,8 @@ class TlsStream(trio.abc.Stream):
         raise trio.BrokenResourceError(f"TLS failed: {self._fault}") from self._fault
 
     def peer_closed(self) -> bool:
-        """Whether the transport's peer has closed or sent something; nothing decrypted is ever kept here."""
-        return peer_closed(self._transport)
+        """Whether the peer has ended TLS or broken it, or its transport has something to read."""
+        return self._ended or self._fault is not None or peer_closed(self._transport)
 
     async def aclose(self) -> None:
         """Close the transport without TLS's end mark, as HTTP clients do."""

@@ -145,7 +145,10 @@ async def test_the_end_of_tls_comes_after_its_data(
     async with tls_in_memory(certificate) as hop:
         await hop.server.send_all(b"last")
         await (hop.server if politely else hop.wire).aclose()
-        assert [await hop.client.receive_some() for _ in range(3)] == [b"last", b"", b""]
+        assert await hop.client.receive_some() == b"last"
+        assert hop.client.peer_closed() == politely
+        assert [await hop.client.receive_some() for _ in range(2)] == [b"", b""]
+        assert hop.client.peer_closed()
 
 
 async def test_broken_tls_is_a_broken_stream_after_its_data(
@@ -155,13 +158,15 @@ async def test_broken_tls_is_a_broken_stream_after_its_data(
         await hop.server.send_all(b"last")
         await hop.wire.send_all(b"no record at all")
         assert await hop.client.receive_some() == b"last"
+        assert hop.client.peer_closed()
         for _ in range(2):
             with pytest.raises(trio.BrokenResourceError, match="TLS failed"):
                 await hop.client.receive_some()
 
 
 class LoopbackServer:
-    """Answers on ``listener``: a GET gets ``HELLO``, a POST five tokens, a DELETE ``HELLO`` and the end.
+    """Answers on ``listener``: a GET gets ``HELLO``, a POST five tokens, a DELETE ``HELLO`` and the end,
+    a PATCH ``HELLO`` and a little later an answer to nothing.
 
     ``connections`` counts those that were accepted, ``protocols`` holds what ALPN agreed on for each request.
     """
@@ -199,6 +204,9 @@ class LoopbackServer:
                 await server.say(HELLO, every=0)
             if request.head.method == b"DELETE":
                 return
+            if request.head.method == b"PATCH":
+                await trio.sleep(0.01)
+                await server.say(with_length(b"stray"), every=0)
 
 
 async def serve_on_loopback(nursery: trio.Nursery, certificate: Certificate | None = None) -> LoopbackServer:
@@ -234,6 +242,18 @@ async def test_loopback_a_server_that_closed_while_idle_is_noticed(
         await trio.sleep(0.05)
         await client.get(loopback.url, extensions={"request_sent": lambda: sent.append(None)})
         assert (loopback.connections, transport.idle_connections, len(sent)) == (2, 1, 1)
+
+
+async def test_loopback_an_answer_to_nothing_never_answers_the_next_request(
+    loopback: LoopbackServer, certificate: Certificate
+) -> None:
+    transport = TrioTransport(ssl_context=certificate.trusting_context())
+    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+        await client.patch(loopback.url)
+        assert transport.idle_connections == 1
+        await trio.sleep(0.05)
+        assert (await client.get(loopback.url)).content == b"hello"
+        assert loopback.connections == 2
 
 
 async def test_loopback_300_random_cancellations_leave_no_descriptor(
@@ -300,6 +320,8 @@ async def test_no_such_name(autojump_clock: MockClock) -> None:
     async with httpx.AsyncClient(transport=TrioTransport(), trust_env=False) as client:
         with pytest.raises(httpx.ConnectError, match="not known"):
             await client.get("http://nobody.invalid/")
+        with pytest.raises(httpx.ConnectError, match="label"):
+            await client.get("http://a..b/")
 
 
 @pytest.fixture
