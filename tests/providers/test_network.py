@@ -151,17 +151,21 @@ async def test_the_end_of_tls_comes_after_its_data(
         assert hop.client.peer_closed()
 
 
+@pytest.mark.parametrize("said", [b"", b"last"])
 async def test_broken_tls_is_a_broken_stream_after_its_data(
-    certificate: Certificate, autojump_clock: MockClock
+    certificate: Certificate, autojump_clock: MockClock, said: bytes
 ) -> None:
     async with tls_in_memory(certificate) as hop:
-        await hop.server.send_all(b"last")
+        await hop.server.send_all(said)
         await hop.wire.send_all(b"no record at all")
-        assert await hop.client.receive_some() == b"last"
-        assert hop.client.peer_closed()
+        if said:
+            assert await hop.client.receive_some() == said
+            assert hop.client.peer_closed()
         for _ in range(2):
             with pytest.raises(trio.BrokenResourceError, match="TLS failed"):
                 await hop.client.receive_some()
+        with pytest.raises(trio.BrokenResourceError, match="TLS failed"):
+            await hop.client.send_all(b"more")
 
 
 class LoopbackServer:
