@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import trio
+
 from engine import GenerationComplete, LogEntry, RunLog, TextDelta
 from engine.events import Event, encode_frame
 
-from .sse import HEARTBEAT, EventStreamBody
+from .sse import HEARTBEAT, HEARTBEAT_SECONDS, EventStreamBody
 
 CHUNK_CHARS = 10
 
@@ -34,9 +36,11 @@ class SimulatedBody(EventStreamBody):
     async def __anext__(self) -> bytes:
         if self._said:
             raise StopAsyncIteration
-        while not self._log.ended:
-            if await super().__anext__() is HEARTBEAT:
-                return HEARTBEAT
+        while entries := await self._log.read(self._after, self._heartbeat_at):
+            self._after = entries[-1].seq
+        if not self._log.ended:
+            self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
+            return HEARTBEAT
         self._said = True
         events = create_streaming_events(self._log.entries())
         return b"".join([encode_frame(self._log.run_id, seq, event) for seq, event in enumerate(events, 1)])
