@@ -204,7 +204,7 @@ async def test_gathered_text_waits_50_ms_at_most(autojump_clock: MockClock) -> N
 
 async def test_a_delay_keeps_deltas_apart(autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent(provider=ScriptedProvider(*words(4, gap=0.0625), (9, ())))
+        world.add_agent(provider=ScriptedProvider(*words(4, gap=0.05), (9, ())))
         deltas = await delta_times(world, text_delta_delay_ms=125)
         assert deltas == [(1, "word0 "), (1.125, "word1 word2 "), (1.25, "word3 ")]
 
