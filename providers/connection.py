@@ -10,7 +10,7 @@ import h11
 import httpx
 import trio
 
-from .network import READ_BYTES, peer_closed
+from .network import READ_BYTES, is_readable
 
 MAX_HEAD_BYTES = 65_536
 """A response head that is still incomplete past this many bytes is refused."""
@@ -133,9 +133,9 @@ class Connection:
         self._ended = False
         return True
 
-    def peer_closed(self) -> bool:
+    def is_readable(self) -> bool:
         """Whether the server has closed this idle connection or spoken out of turn; False where nothing can tell."""
-        return peer_closed(self._stream)
+        return is_readable(self._stream)
 
     async def aclose(self) -> None:
         """Close at once: does not block and does not raise, also under cancellation. Idempotent."""

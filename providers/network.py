@@ -16,7 +16,7 @@ READ_BYTES = 65_536
 class Connect(Protocol):
     """Opens a byte stream to a server. A test's in-memory network is one, and needs no file descriptor.
 
-    A stream that is no real socket may offer ``peer_closed()``, see ``PeerWatch``.
+    A stream that is no real socket may offer ``is_readable()``, see ``Readable``.
     """
 
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
@@ -31,19 +31,18 @@ class Connect(Protocol):
 
 
 @runtime_checkable
-class PeerWatch(Protocol):
-    """A stream that can tell without blocking what became of its peer."""
+class Readable(Protocol):
+    """What can tell without blocking whether a read would return at once, as trio's sockets can."""
 
-    def peer_closed(self) -> bool:
-        """Whether the peer has hung up, or sent what nobody asked for: no use to send it another request."""
+    def is_readable(self) -> bool:
+        """Whether bytes or the end are waiting. On an idle connection neither leaves it fit for another request."""
         ...
 
 
-def peer_closed(stream: trio.abc.Stream) -> bool:
-    """Whether an idle ``stream`` has its end or stray bytes waiting; False where there is no way to tell."""
-    if isinstance(stream, trio.SocketStream):
-        return stream.socket.is_readable()
-    return isinstance(stream, PeerWatch) and stream.peer_closed()
+def is_readable(stream: trio.abc.Stream) -> bool:
+    """Whether a read of ``stream`` would return at once; False where there is no way to tell."""
+    source = stream.socket if isinstance(stream, trio.SocketStream) else stream
+    return isinstance(source, Readable) and source.is_readable()
 
 
 class TcpConnect:
@@ -140,9 +139,9 @@ class TlsStream(trio.abc.Stream):
                 await self._read_transport(max_bytes or READ_BYTES)
         raise trio.BrokenResourceError(f"TLS failed: {self._fault}") from self._fault
 
-    def peer_closed(self) -> bool:
-        """Whether the peer has ended TLS or broken it, or its transport has something to read."""
-        return self._ended or self._fault is not None or peer_closed(self._transport)
+    def is_readable(self) -> bool:
+        """Whether the peer has ended TLS or broken it, or the transport has something to read."""
+        return self._ended or self._fault is not None or is_readable(self._transport)
 
     async def aclose(self) -> None:
         """Close the transport without TLS's end mark, as HTTP clients do."""

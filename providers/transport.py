@@ -150,7 +150,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         entries = self._idle[origin]
         while entries:
             connection, expires_at = entries.pop()
-            if trio.current_time() < expires_at and not connection.peer_closed():
+            if trio.current_time() < expires_at and not connection.is_readable():
                 return connection
             await connection.aclose()
         return None

@@ -136,7 +136,7 @@ class WatchingClientEnd(ClientEnd):
         super().__init__(stream)
         self._server = server
 
-    def peer_closed(self) -> bool:
+    def is_readable(self) -> bool:
         return self._server.closed
 
 
