@@ -85,7 +85,12 @@ class Progress:
         self.scope = trio.CancelScope(deadline=trio.current_time() + deadlines.connect)
 
     def enter(self, phase: Phase) -> None:
-        """Begin the phase, or begin its wait anew: the deadline is the phase's seconds from now."""
+        """Begin the phase, or begin its wait anew: the deadline is the phase's seconds from now.
+
+        Does nothing once the deadline has passed: the phase that it ended gives the error its name.
+        """
+        if self.scope.cancel_called:
+            return
         self.phase = phase
         self.scope.deadline = trio.current_time() + self.limit
 

@@ -62,6 +62,7 @@ class Emitter:
         self._config = config
         self._max_run_bytes = max_run_bytes
         self._said: list[str] = []
+        self._reasoned: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._step_id = ""
         self._gathered: list[str] = []
@@ -78,6 +79,11 @@ class Emitter:
         """The answer's text so far, gathered text included."""
         return "".join(self._said)
 
+    @property
+    def reasoned(self) -> str:
+        """The reasoning so far, gathered text included."""
+        return "".join(self._reasoned)
+
     def text(self, content: str, step_id: str) -> None:
         """Gather answer text.
 
@@ -85,14 +91,16 @@ class Emitter:
             OutputLimitError: the run's log would outgrow its bound; the text is not taken.
         """
         if content and not self._log.ended:
-            content = _encodable(content)
+            content = encodable(content)
             self._gather(TextDelta, content, step_id)
             self._said.append(content)
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
         if content and not self._log.ended:
-            self._gather(ReasoningDelta, _encodable(content), step_id)
+            content = encodable(content)
+            self._gather(ReasoningDelta, content, step_id)
+            self._reasoned.append(content)
 
     def emit(self, event: Event) -> None:
         """Append an event that is no text (the terminal one too), after sealing what has gathered.
@@ -152,7 +160,7 @@ class Emitter:
         self._log.append(self._kind(content, self._step_id))
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with lone surrogates (half an emoji from a careless vendor) replaced: a frame is always valid UTF-8."""
     try:
         text.encode("utf-8")

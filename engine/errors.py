@@ -68,7 +68,7 @@ class RunStoppedError(Exception):
 
 
 class OutputLimitError(Exception):
-    """The answer outgrew ``max_run_bytes``: raised out of ``emit`` through the provider, ends the run."""
+    """The answer outgrew ``max_run_bytes``: raised by the emitter, ends the run in ``output_limit``."""
 
 
 class EventOrderError(Exception):

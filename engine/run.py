@@ -6,6 +6,7 @@ event to its log; the first to do so wins, and everything the run started is gon
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +17,7 @@ import msgspec
 import trio
 
 from .deadlines import Deadlines, Progress
-from .emitter import Emitter, StreamingConfig
+from .emitter import Emitter, StreamingConfig, encodable
 from .errors import ErrorCode, OutputLimitError, ProviderError
 from .events import (
     AgentStarted,
@@ -51,6 +52,8 @@ MAX_RUN_BYTES = 8 * 2**20
 STOPPED_BY_REQUEST = "requested"
 STOPPED_WITHOUT_READER = "disconnect"
 
+_logger = logging.getLogger(__name__)
+
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run needs to know: which model, what to ask it, and the run's limits.
@@ -68,9 +71,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     resume_grace: float = 5.0
     max_run_bytes: int = MAX_RUN_BYTES
 
+    def __post_init__(self) -> None:
+        if not self.resume_grace >= 0:
+            raise ValueError("resume_grace is a number of seconds, at least 0")
+
 
 class RunObserver(Protocol):
-    """Hears of the turning points of every run. Synchronous; must not raise."""
+    """Hears of the turning points of every run. Synchronous; should not raise: what it raises is logged and dropped."""
 
     def run_started(self, run: Run) -> None:
         """The first event is in the log."""
@@ -111,7 +118,10 @@ def utc_now() -> datetime:
 
 
 class Run:
-    """A run and its log. Whoever creates it awaits ``execute`` in a task that it owns; readers only read the log."""
+    """A run and its log. Whoever creates it awaits ``execute`` in a task that it owns; readers only read the log.
+
+    The log begins at once, so that a run can be stopped and read before its task takes the first step.
+    """
 
     def __init__(
         self,
@@ -128,13 +138,15 @@ class Run:
         self.ended_at: float | None = None
         self._emitter = Emitter(self.log, spec.streaming, spec.max_run_bytes)
         self._observer: RunObserver = observer or SilentObserver()
-        self._wall_clock = wall_clock
         self._usage: Usage | None = None
         self._finish_reason: FinishReason | None = None
         self._steps = 0
         # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
         self._scope = trio.CancelScope(deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS))
         self.log.on_readers_changed = self._readers_changed
+        self._emitter.emit(AgentStarted(spec.agent_id, run_id, wall_clock().isoformat()))
+        self._emit_metadata()
+        self._tell(self._observer.run_started)
 
     @property
     def ttfb(self) -> float | None:
@@ -155,21 +167,20 @@ class Run:
     def usage(self) -> Usage | None:
         """Token counts so far: the vendor's, else an estimate; None before anything was said."""
         if self._usage is None and self.first_token_at is not None:
-            return estimated_usage(self.spec.request, self.response)
+            return estimated_usage(self.spec.request, self.response, self._emitter.reasoned)
         return self._usage
 
     async def execute(self) -> None:
         """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then."""
-        self._emitter.emit(AgentStarted(self.spec.agent_id, self.id, self._wall_clock().isoformat()))
-        self._emit_metadata()
-        self._observer.run_started(self)
+        if self.log.ended:
+            return  # before its first step: the model is not asked
         try:
             with (
                 self._scope,
                 trio.CancelScope(deadline=self.started_at + self.spec.deadlines.total) as total,
             ):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._answer)  # noqa: ASYNC112 - tool calls join it
+                async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - tool calls join it
+                    nursery.start_soon(self._answer)
             if total.cancelled_caught:
                 self.fail(
                     "timeout.total",
@@ -178,7 +189,7 @@ class Run:
             elif self._scope.cancelled_caught:
                 self.stop(STOPPED_WITHOUT_READER)
         except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
-            self._observer.run_crashed(self, bugs)
+            self._tell(self._observer.run_crashed, bugs)
             self.fail("internal", "internal error")
         finally:
             self.fail("interrupted", "the server ended the run")
@@ -187,7 +198,7 @@ class Run:
         """End the run with a ``stop`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(AgentStopped(reason, self.response, self.usage))
+        self._end(AgentStopped(encodable(reason), self.response, self.usage))
         self._scope.cancel(reason=f"run stopped: {reason}")
         return True
 
@@ -195,14 +206,20 @@ class Run:
         """End the run with an ``error`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(Error(code, content, self.response, self.usage, retry_after))
+        self._end(Error(code, encodable(content), self.response, self.usage, retry_after))
         self._scope.cancel(reason=f"run failed: {code}")
         return True
 
     def _end(self, terminal: TerminalEvent) -> None:
         self.ended_at = trio.current_time()
         self._emitter.emit(terminal)
-        self._observer.run_ended(self)
+        self._tell(self._observer.run_ended)
+
+    def _tell(self, turning_point: Callable[..., None], *details: object) -> None:
+        try:
+            turning_point(self, *details)
+        except Exception:
+            _logger.exception("an observer failed at %s of run %s", turning_point, self.id)
 
     def _readers_changed(self, readers: int) -> None:
         self._scope.deadline = inf if readers else trio.current_time() + self.spec.resume_grace
@@ -220,35 +237,42 @@ class Run:
         try:
             with progress.scope:
                 await self.spec.provider.stream(self.spec.request, partial(self._take, progress, step_id))
+                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
         except ProviderError as error:
-            self.fail(error.code, str(error), error.retry_after)
-        except OutputLimitError as error:
-            self.fail("output_limit", str(error))
-        if progress.scope.cancelled_caught:
-            self.fail(
-                progress.error_code,
-                _TIMEOUT_TEXTS[progress.phase].format(progress.limit),
-            )
+            await trio.lowlevel.checkpoint_if_cancelled()  # raised in cleanup: what cancelled the run is the reason
+            if not progress.scope.cancel_called:
+                self.fail(error.code, str(error), error.retry_after)
+        if progress.scope.cancel_called:
+            self.fail(progress.error_code, _TIMEOUT_TEXTS[progress.phase].format(progress.limit))
         self._complete(step_id)
 
     def _take(self, progress: Progress, step_id: str, pieces: Sequence[Piece]) -> None:
-        """What the provider pushes into: everything that one upstream read brought."""
-        if self.log.ended:
-            return  # stopped, and the provider has not met its cancellation yet
-        content = False
+        """What the provider pushes into: everything that one upstream read brought.
+
+        Once the run has ended, what still comes is dropped: the provider has not met its cancellation yet.
+        """
+        try:
+            self._take_pieces(progress, step_id, pieces)
+        except OutputLimitError as error:
+            # Not through the provider, which may take it for a failure of its own.
+            self.fail("output_limit", str(error))
+
+    def _take_pieces(self, progress: Progress, step_id: str, pieces: Sequence[Piece]) -> None:
+        progressed = False
         for piece in pieces:
+            if self.log.ended:
+                return
             match piece:
-                case TextPiece(text):
-                    if text:
-                        content = True
-                        self._emitter.text(text, step_id)
-                case ReasoningPiece(text):
-                    if text:
-                        content = True
-                        self._emitter.reasoning(text, step_id)
+                case TextPiece(text) | ReasoningPiece(text):
+                    if text and not progressed:
+                        progressed = True
+                        self._note_content(progress)
+                    gather = self._emitter.text if isinstance(piece, TextPiece) else self._emitter.reasoning
+                    gather(text, step_id)
                 case UsagePiece():
-                    self._usage = reported_usage(piece)
-                    self._emitter.emit(UsageUpdate(self._usage))
+                    usage = reported_usage(piece)
+                    self._emitter.emit(UsageUpdate(usage))
+                    self._usage = usage
                 case FinishPiece(reason):
                     self._finish_reason = reason
                 case RequestSentPiece():
@@ -256,18 +280,13 @@ class Run:
                 case ContinuationPiece():
                     pass  # wanted back on a next turn only, and a run has one turn as long as it offers no tools
                 case ToolCallPiece():
-                    raise ProviderError(
-                        "upstream.protocol",
-                        "the model called a tool, but it was offered none",
-                    )
-        if content:
-            self._note_content(progress)
+                    self.fail("upstream.protocol", "the model called a tool, but it was offered none")
 
     def _note_content(self, progress: Progress) -> None:
         progress.enter("idle")
         if self.first_token_at is None:
             self.first_token_at = trio.current_time()
-            self._observer.run_first_token(self)
+            self._tell(self._observer.run_first_token)
 
     def _complete(self, step_id: str) -> None:
         if self._finish_reason == "error":

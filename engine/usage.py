@@ -30,7 +30,11 @@ def reported_usage(piece: UsagePiece) -> Usage:
     )
 
 
-def estimated_usage(request: ModelRequest, response: str) -> Usage:
-    """What a run cost whose vendor gave no figure (a stopped stream never gets one: openai-openapi#539)."""
+def estimated_usage(request: ModelRequest, response: str, reasoning: str = "") -> Usage:
+    """What a run cost whose vendor gave no figure (a stopped stream never gets one: openai-openapi#539).
+
+    Reasoning counts as output too, as the vendors bill it.
+    """
     sent = sum(estimate_tokens(message.content) for message in request.messages)
-    return Usage(sent, estimate_tokens(response), estimated=True)
+    thought = estimate_tokens(reasoning)
+    return Usage(sent, estimate_tokens(response) + thought, reasoning_tokens=thought or None, estimated=True)

@@ -26,6 +26,7 @@ from engine import (
     StreamingConfig,
     TextPiece,
 )
+from engine.events import TERMINAL_EVENT_TYPES
 from engine.run import MAX_RUN_BYTES
 
 Line: TypeAlias = tuple[float, Sequence[Piece] | BaseException]
@@ -189,3 +190,13 @@ def in_virtual_time(main: Callable[[], Awaitable[None]]) -> None:
             await main()
 
     trio.run(limited, clock=MockClock(autojump_threshold=0))
+
+
+def assert_ended_once(run: Run) -> None:
+    """The log has exactly one terminal event, its last, and numbers without gaps."""
+    entries = run.log.entries()
+    terminals = [entry.event for entry in entries if isinstance(entry.event, TERMINAL_EVENT_TYPES)]
+    assert terminals == [entries[-1].event] == [run.log.terminal]
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+    assert run.log.ended
+    assert run.ended_at is not None
