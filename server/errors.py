@@ -14,6 +14,8 @@ from werkzeug.exceptions import HTTPException
 
 RETRY_AFTER_SECONDS = 5
 
+_CODES = {413: "PAYLOAD_TOO_LARGE"}  # where ours is not Werkzeug's name for the status
+
 _logger = structlog.get_logger("lumos")
 
 
@@ -73,9 +75,10 @@ async def _answer_api_error(error: ApiError) -> Response:
 
 
 async def _answer_http_exception(error: HTTPException) -> Response:
-    code = error.name.upper().replace(" ", "_").replace("'", "")
+    status = error.code or 500
+    code = _CODES.get(status) or error.name.upper().replace(" ", "_").replace("'", "")
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-    return await _answer_api_error(ApiError(error.code or 500, code, str(error.description), headers=headers))
+    return await _answer_api_error(ApiError(status, code, str(error.description), headers=headers))
 
 
 async def _answer_bug(error: Exception) -> Response:

@@ -7,10 +7,12 @@ live for ever (measured: traps H1, H2 and H3 in ``docs/decisions.md``, each with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import h11
 import msgspec
 import structlog
 import trio
@@ -25,6 +27,9 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 CLEANUP_SECONDS = 5.0
+
+_TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
+"""What a request may ask for (RFC 9112, section 3.2): a path, ``*`` or a URL. On other targets Quart crashes."""
 
 _logger = structlog.get_logger("lumos")
 
@@ -60,8 +65,15 @@ class ConnectionStream(Protocol):
 class _Http11(H11Protocol):
     """Hypercorn's HTTP/1.1 without the ways into cleartext HTTP/2: no browser uses them, seven of H1's inputs do."""
 
-    async def _check_protocol(self, event: Any) -> None:
+    async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if _TARGET.match(request.target):
+            await super()._create_stream(request)
+        else:
+            await self._send_error_response(400)
+            await self.send(Closed())
 
 
 class Connection(TCPServer):
