@@ -12,12 +12,12 @@ import httpx
 import msgspec
 
 from engine.pieces import FinishPiece, FinishReason, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
-from engine.provider import Message, ModelRequest
+from engine.provider import Message, ModelRequest, NamedTool, ToolChoice
 
 from .http import VendorRequest
 from .sse import ServerSentEvent
 from .vendor_errors import error_from_object
-from .wire import Endpoint, EventStreamDecoder, HttpProvider, decode_json
+from .wire import Endpoint, EventStreamDecoder, HttpProvider, decode_json, encode_json
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 END_MARK = b"[DONE]"
@@ -28,7 +28,10 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "content_filter": "content_filter",
+    "sensitive": "content_filter",  # Zhipu
     "error": "error",
+    "network_error": "error",  # Zhipu
+    "insufficient_system_resource": "error",  # DeepSeek
 }
 
 
@@ -49,9 +52,11 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: int | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
 
@@ -65,8 +70,8 @@ class _CompletionDetails(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
@@ -81,18 +86,29 @@ _chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
 class ChatDecoder(EventStreamDecoder):
-    """Decodes one chat-completions stream: server-sent events with a JSON chunk each, closed by ``[DONE]``."""
+    """Decodes one chat-completions stream: server-sent events with a JSON chunk each, closed by ``[DONE]``.
+
+    Of several choices (``n`` in the request) the first one is the answer. The finish piece waits for the end mark:
+    some servers repeat ``finish_reason``, or correct it when a filter has looked at the text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = _ToolCalls()
+        self._finish: FinishReason | None = None
 
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
         """Append the pieces of one chunk. Raises ``ProviderError``."""
         if event.data == END_MARK:
             self.done = True
+            pieces.append(FinishPiece(self._finish or ("tool_calls" if self._calls.made else "stop")))
             return
         chunk = decode_json(_chunk_decoder, event.data)
         if chunk.error is not None:
             raise error_from_object(chunk.error)
-        if chunk.choices:  # empty in usage and content-filter frames
-            self._decode_choice(chunk.choices[0], pieces)
+        for choice in chunk.choices or ():  # none in usage and content-filter frames
+            if not choice.index:
+                self._decode_choice(choice, pieces)
         if chunk.usage is not None:
             pieces.append(_usage_piece(chunk.usage))
 
@@ -103,30 +119,82 @@ class ChatDecoder(EventStreamDecoder):
                 pieces.append(ReasoningPiece(reasoning))
             if text := delta.content or delta.refusal:
                 pieces.append(TextPiece(text))
-            for position, call in enumerate(delta.tool_calls or ()):
-                pieces.append(_tool_call_piece(position, call))
+            pieces += map(self._calls.piece, delta.tool_calls or ())
+            if delta.function_call is not None:  # how calls came before there were tools; at most one an answer
+                pieces.append(self._calls.piece(_ToolCall(index=0, function=delta.function_call)))
         if choice.finish_reason:
-            pieces.append(FinishPiece(FINISH_REASONS.get(choice.finish_reason, "stop")))
+            self._finish = FINISH_REASONS.get(choice.finish_reason, "stop")
 
 
-def _tool_call_piece(position: int, call: _ToolCall) -> ToolCallPiece:
-    """Some servers leave the index out when they send whole calls: the position in the list stands for it."""
-    function = call.function or _Function()
-    index = position if call.index is None else call.index
-    return ToolCallPiece(index, call.id or None, function.name or None, function.arguments or "")
+class _OpenCall(msgspec.Struct, gc=False):
+    """A tool call of the answer: our index, and what was told of it so far."""
+
+    index: int
+    call_id: str | None = None
+    named: bool = False
+
+
+class _ToolCalls:
+    """Tells an answer's tool calls apart, whatever its server makes of ``index`` and ``id``.
+
+    OpenAI gives each call an index, and its id and name with the first fragment alone. Others leave the index out,
+    give it to every call alike, repeat the id in each fragment or make a new one up (vLLM): a call begins where the
+    index is new, or where a name comes with an id of its own.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[_OpenCall] = []
+        self._latest: dict[int | None, _OpenCall] = {}
+
+    @property
+    def made(self) -> bool:
+        """Whether the answer calls a tool."""
+        return bool(self._calls)
+
+    def piece(self, fragment: _ToolCall) -> ToolCallPiece:
+        """The fragment as a piece of its call, with id and name where the call did not have them yet."""
+        function = fragment.function or _Function()
+        call = self._find(fragment, function.name) or self._begin(fragment.index)
+        call_id = None if call.call_id else fragment.id or None
+        name = None if call.named else function.name or None
+        call.call_id = call.call_id or call_id
+        call.named = call.named or name is not None
+        return ToolCallPiece(call.index, call_id, name, function.arguments or "")
+
+    def _find(self, fragment: _ToolCall, name: str | None) -> _OpenCall | None:
+        """The call that the fragment goes on with; None if it begins one."""
+        if fragment.index is None:
+            same_id = (call for call in self._calls if fragment.id and fragment.id == call.call_id)
+            return next(same_id, None if name else self._latest.get(None))
+        call = self._latest.get(fragment.index)
+        if call is None or not (name and fragment.id):
+            return call
+        return call if call.call_id in (None, fragment.id) else None
+
+    def _begin(self, index: int | None) -> _OpenCall:
+        taken = {call.index for call in self._calls}
+        free = max(taken, default=-1) + 1
+        call = _OpenCall(free if index is None or index in taken else index)
+        self._calls.append(call)
+        self._latest[index] = call
+        return call
 
 
 def _usage_piece(usage: _Usage) -> UsagePiece:
     return UsagePiece(
-        usage.prompt_tokens,
-        usage.completion_tokens,
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
         reasoning_tokens=usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None,
         cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None,
     )
 
 
 def chat_request_body(request: ModelRequest) -> bytes:
-    """The JSON body of a streaming request; ``request.extra`` goes in last and may override anything."""
+    """The JSON body of a streaming request; ``request.extra`` goes in last and may override anything.
+
+    Raises:
+        ProviderError: ``upstream.invalid_request`` if something in the request cannot be written as JSON.
+    """
     body: dict[str, Any] = {
         "model": request.model,
         "messages": [_chat_message(message) for message in request.messages],
@@ -136,15 +204,20 @@ def chat_request_body(request: ModelRequest) -> bytes:
     optional: dict[str, Any] = {
         "temperature": request.temperature,
         "max_tokens": request.max_tokens,
-        "stop": list(request.stop) or None,
+        "stop": request.stop or None,
         "tools": [{"type": "function", "function": tool} for tool in request.tools] or None,
+        "tool_choice": _tool_choice(request.tool_choice),
+        "response_format": _response_format(request.response_schema),
     }
     body.update({name: value for name, value in optional.items() if value is not None})
-    return msgspec.json.encode(body | request.extra)
+    return encode_json(body | request.extra)
 
 
 def _chat_message(message: Message) -> dict[str, Any]:
     chat: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
+        chat["content"] = [{"type": "text", "text": message.content}, *images]
     if message.tool_calls:
         chat["tool_calls"] = [
             {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -153,6 +226,18 @@ def _chat_message(message: Message) -> dict[str, Any]:
     if message.tool_call_id is not None:
         chat["tool_call_id"] = message.tool_call_id
     return chat
+
+
+def _tool_choice(choice: ToolChoice | None) -> Any:
+    if isinstance(choice, NamedTool):
+        return {"type": "function", "function": {"name": choice.name}}
+    return choice
+
+
+def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 class ChatWire:

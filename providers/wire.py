@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import httpx
 import msgspec
@@ -73,7 +73,13 @@ class HttpProvider:
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         """Answer the request; see ``engine.provider.Provider``."""
-        await stream_answer(self._client, self._wire.request(request, self._endpoint), self._wire.decoder(), emit)
+        vendor_request = self._wire.request(request, self._endpoint)
+        try:
+            await stream_answer(self._client, vendor_request, self._wire.decoder(), emit)
+        except ProviderError as error:  # its text is for clients, and some vendors quote the key
+            if (key := self._endpoint.api_key) is not None:
+                error.args = (str(error).replace(key, "[removed]"),)
+            raise
 
     async def aclose(self) -> None:
         """Close the connections, unless the client was handed in."""
@@ -150,3 +156,15 @@ def decode_json(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProviderError("upstream.protocol", f"the model sent JSON that cannot be used: {error}") from error
+
+
+def encode_json(body: Any) -> bytes:
+    """The body of a request.
+
+    Raises:
+        ProviderError: ``upstream.invalid_request`` if it holds what JSON cannot say (a lone surrogate, an object).
+    """
+    try:
+        return msgspec.json.encode(body)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProviderError("upstream.invalid_request", f"the request cannot be written as JSON: {error}") from error
