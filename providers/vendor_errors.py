@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
 import msgspec
@@ -29,26 +30,73 @@ STATUS_CODES: dict[int, ProviderErrorCode] = {
 }
 
 ERROR_NAMES: dict[str, ProviderErrorCode] = {
+    "AccessDenied": "upstream.auth",
+    "InvalidApiKey": "upstream.auth",
+    "Model.AccessDenied": "upstream.auth",
     "authentication_error": "upstream.auth",
     "invalid_api_key": "upstream.auth",
     "permission_error": "upstream.auth",
+    "Arrearage": "upstream.rate_limit",
+    "Throttling": "upstream.rate_limit",
+    "billing_hard_limit_reached": "upstream.rate_limit",
     "insufficient_quota": "upstream.rate_limit",
     "rate_limit_error": "upstream.rate_limit",
     "rate_limit_exceeded": "upstream.rate_limit",
+    "ModelServingError": "upstream.overloaded",
+    "ModelUnavailable": "upstream.overloaded",
+    "RequestTimeOut": "upstream.overloaded",
+    "ServiceUnavailable": "upstream.overloaded",
     "overloaded_error": "upstream.overloaded",
     "engine_overloaded": "upstream.overloaded",
+    "BadRequest.TooLarge": "upstream.context_length",
     "context_length_exceeded": "upstream.context_length",
+    "exceed_context_size_error": "upstream.context_length",
     "string_above_max_length": "upstream.context_length",
+    "DataInspectionFailed": "upstream.content_policy",
+    "bio_policy": "upstream.content_policy",
     "content_filter": "upstream.content_policy",
     "content_policy_violation": "upstream.content_policy",
-    "invalid_request_error": "upstream.invalid_request",
+    "data_inspection_failed": "upstream.content_policy",
+    "image_content_policy_violation": "upstream.content_policy",
+    "invalid_prompt": "upstream.content_policy",
+    "misalignment_policy_violation": "upstream.content_policy",
     "model_not_found": "upstream.invalid_request",
+    "unsupported_image_media_type": "upstream.invalid_request",
+    "InternalError": "upstream.server",
+}
+"""The names in a vendor's error object (``code`` before ``type``) that say more than the HTTP status."""
+
+GENERAL_ERROR_NAMES: dict[str, ProviderErrorCode] = {
+    "BadRequest": "upstream.invalid_request",
+    "InvalidParameter": "upstream.invalid_request",
+    "InvalidURL": "upstream.invalid_request",
+    "Model.NotFound": "upstream.invalid_request",
+    "ModelNotFound": "upstream.invalid_request",
+    "UnsupportedOperation": "upstream.invalid_request",
+    "data_residency_mismatch": "upstream.invalid_request",
+    "empty_image_file": "upstream.invalid_request",
+    "failed_to_download_image": "upstream.invalid_request",
+    "image_file_not_found": "upstream.invalid_request",
+    "image_file_too_large": "upstream.invalid_request",
+    "image_parse_error": "upstream.invalid_request",
+    "image_too_large": "upstream.invalid_request",
+    "image_too_small": "upstream.invalid_request",
+    "invalid_base64_image": "upstream.invalid_request",
+    "invalid_image": "upstream.invalid_request",
+    "invalid_image_format": "upstream.invalid_request",
+    "invalid_image_mode": "upstream.invalid_request",
+    "invalid_image_url": "upstream.invalid_request",
+    "invalid_request_error": "upstream.invalid_request",
     "server_error": "upstream.server",
     "api_error": "upstream.server",
 }
-"""The names in a vendor's error object (``code`` before ``type``); they say more than the HTTP status."""
+"""Names that say less: OpenAI's 401 without a key is an ``invalid_request_error``, its 503 a ``server_error``."""
 
-_SECRET = re.compile(r"\b(?:sk|key|pk|rk|gsk|xai)[-_][\w*.-]{6,}|Bearer\s+\S+", re.IGNORECASE)
+_TOO_LONG = re.compile(r"context (?:length|window|size)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"\b(?:sk|key|pk|rk|gsk|xai|hf|nvapi)[-_][\w*.-]{6,}|\bBearer \S+|\bAIza\S+|[\w-]{32,}", re.IGNORECASE | re.ASCII
+)
+_UNFINISHED_WORD = re.compile(r"[!-~]+\Z")
 
 
 def error_from_response(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
@@ -62,48 +110,84 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes) ->
             return error_from_object(error)
         kind = headers.get("content-type", "nothing")
         return ProviderError("upstream.protocol", f"the model's server answered with {kind[:80]}, not with a stream")
-    code = STATUS_CODES.get(status, "upstream.server" if status >= 500 else "upstream.invalid_request")
-    code = _named_code(error) or code
-    if code == "upstream.auth":
-        return ProviderError(code, f"the model's server refused the key (HTTP {status})")
-    message = f"the model's server answered HTTP {status}" + _message_suffix(error)
-    return ProviderError(code, message, retry_after=retry_after_seconds(headers))
+    code = _named_code(error, ERROR_NAMES) or _status_code(status)
+    return _provider_error(code, f"the model's server answered HTTP {status}", error, retry_after_seconds(headers))
 
 
 def error_from_object(error: Any) -> ProviderError:
     """The error for an ``error`` object in the stream or under HTTP 200: a dict, or just a text."""
-    status = error.get("code") if isinstance(error, dict) else None
-    by_status = STATUS_CODES.get(status) if isinstance(status, int) else None
-    code = _named_code(error) or by_status or "upstream.server"
-    return ProviderError(code, "the model's server reported an error" + _message_suffix(error))
+    status = str(error.get("code")) if isinstance(error, dict) else ""
+    code = (
+        _named_code(error, ERROR_NAMES)
+        or (_status_code(int(status)) if re.fullmatch("[45][0-9][0-9]", status) else None)
+        or _named_code(error, GENERAL_ERROR_NAMES)
+        or "upstream.server"
+    )
+    return _provider_error(code, "the model's server reported an error", error)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """The vendor's wish from ``retry-after-ms`` or ``retry-after``, in seconds; None without a usable figure."""
+    """The vendor's wish from ``retry-after-ms`` or ``retry-after``, in seconds; None without a usable figure.
+
+    A date counts from the answer's own ``Date``: no clock of ours comes in.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name, "")
         if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value, re.ASCII):
             return float(value) * unit
-    return None
+    until, now = _timestamp(headers.get("retry-after", "")), _timestamp(headers.get("date", ""))
+    return None if until is None or now is None else max(0.0, until - now)
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        parsed = parsedate_tz(http_date)
+        return None if parsed is None else float(mktime_tz(parsed))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _error_object(body: bytes) -> Any:
+    """The ``error`` of a JSON body; older vLLM has its error as the whole body."""
     try:
         decoded = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return decoded.get("error") if isinstance(decoded, dict) else None
+    if not isinstance(decoded, dict):
+        return None
+    return decoded if decoded.get("object") == "error" else decoded.get("error")
 
 
-def _named_code(error: Any) -> ProviderErrorCode | None:
+def _named_code(error: Any, codes: Mapping[str, ProviderErrorCode]) -> ProviderErrorCode | None:
     if not isinstance(error, dict):
         return None
     names = (error.get("code"), error.get("type"))
-    return next((ERROR_NAMES[name] for name in names if isinstance(name, str) and name in ERROR_NAMES), None)
+    return next((codes[name] for name in names if isinstance(name, str) and name in codes), None)
 
 
-def _message_suffix(error: Any) -> str:
+def _status_code(status: int) -> ProviderErrorCode:
+    if status in STATUS_CODES:
+        return STATUS_CODES[status]
+    if status >= 500:
+        return "upstream.server"
+    return "upstream.invalid_request" if status >= 300 else "upstream.protocol"
+
+
+def _provider_error(code: ProviderErrorCode, what: str, error: Any, retry_after: float | None = None) -> ProviderError:
+    """The error with the vendor's message, but for a refused key: vendors quote it."""
+    if code == "upstream.auth":
+        return ProviderError(code, f"{what}: it refused the key")
     message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str) or not message.strip():
-        return ""
-    return ": " + _SECRET.sub("[removed]", " ".join(message.split()))[:MAX_MESSAGE_CHARS]
+    text = _presentable(message) if isinstance(message, str) else ""
+    if code == "upstream.invalid_request" and _TOO_LONG.search(text):
+        code = "upstream.context_length"
+    return ProviderError(code, f"{what}: {text}" if text else what, retry_after=retry_after)
+
+
+def _presentable(message: str) -> str:
+    """One line, bounded, without control characters and what may be a key; a cut leaves no part of one behind."""
+    printable = "".join(char if char.isprintable() else " " for char in message)
+    text = _SECRET.sub("[removed]", " ".join(printable.split()))
+    if len(text) <= MAX_MESSAGE_CHARS:
+        return text
+    return _UNFINISHED_WORD.sub("", text[:MAX_MESSAGE_CHARS]) + "…"
