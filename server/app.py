@@ -117,7 +117,7 @@ def _add_run_routes(app: QuartTrio, services: Services) -> None:
         run = find(run_id)
         cursor = requested_cursor(request, run.log)
         if run.log.ended and cursor == run.log.last_seq:
-            return Response(b"", status=204)
+            return Response(b"", status=204, headers={"Cache-Control": "no-store"})
         body = b"" if request.method == "HEAD" else EventStreamBody(run.log, cursor)
         return stream_response(body, headers=_run_headers(run))
 

@@ -70,24 +70,23 @@ def requested_cursor(request: Request, log: RunLog) -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
 
     Raises:
-        ApiError: 400 for a cursor that is malformed, of another run, or ahead of the log, and for two that differ.
+        ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
     """
-    header = request.headers.get("Last-Event-ID", "")
-    query = request.args.get("after", "")
-    cursors = set()
-    if header:
-        run_id, _, seq = header.rpartition(".")
-        if run_id != log.run_id:
-            raise _bad_cursor("Last-Event-ID is not an event of this run")
-        cursors.add(_sequence_number(seq))
-    if query:
-        cursors.add(_sequence_number(query))
+    cursors = {_number_of_event(event_id, log) for event_id in request.headers.getlist("Last-Event-ID") if event_id}
+    cursors |= {_sequence_number(text) for text in request.args.getlist("after")}
     if len(cursors) > 1:
-        raise _bad_cursor("Last-Event-ID and ?after= differ")
+        raise _bad_cursor("the request has two cursors that differ")
     cursor = cursors.pop() if cursors else 0
     if cursor > log.last_seq:
         raise _bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
     return cursor
+
+
+def _number_of_event(event_id: str, log: RunLog) -> int:
+    run_id, _, seq = event_id.rpartition(".")
+    if run_id != log.run_id:
+        raise _bad_cursor("Last-Event-ID is not an event of this run")
+    return _sequence_number(seq)
 
 
 def _sequence_number(text: str) -> int:
