@@ -51,7 +51,7 @@ class RunSupervisor:
         self._active: dict[str, Run] = {}
         self._ended: dict[str, Run] = {}
         self._ended_bytes = 0
-        self._idle = trio.Event()
+        self._drained = trio.Event()
         self.draining = False
 
     @property
@@ -69,8 +69,8 @@ class RunSupervisor:
             raise DrainingError
         self._forget_expired()
         run = Run(self._new_run_id(), spec, self._observer, self._wall_clock)
-        self._active[run.id] = run
         self._nursery.start_soon(self._own, run, name=f"run {run.id}")
+        self._active[run.id] = run
         return run
 
     def find(self, run_id: str) -> Run | None:
@@ -86,12 +86,15 @@ class RunSupervisor:
         self._active.pop(run.id, None)
 
     async def drain(self, seconds: float) -> None:
-        """Take no new runs; let those under way finish for so many seconds, then end them with ``draining``."""
+        """Take no new runs; let those under way finish for so many seconds, then end them with ``draining``.
+
+        Returns once every log has its end; the cleanup of runs that were ended may still go on. A second call with
+        less patience hurries the first.
+        """
         self.draining = True
         if self._active:
-            self._idle = trio.Event()
             with trio.move_on_after(seconds):
-                await self._idle.wait()
+                await self._drained.wait()
             self.end_all()
 
     def end_all(self) -> None:
@@ -107,8 +110,8 @@ class RunSupervisor:
                 self._ended[run.id] = run
                 self._ended_bytes += run.log.size_bytes
                 self._forget_expired()
-            if not self._active:
-                self._idle.set()
+            if self.draining and not self._active:
+                self._drained.set()
 
     def _forget_expired(self) -> None:
         """Drop ended runs, oldest first, that are past a limit. No timer: every start, end and look-up calls this."""

@@ -182,13 +182,17 @@ def events_of(log: RunLog) -> list[Event]:
     return [entry.event for entry in log.entries()]
 
 
-def in_virtual_time(main: Callable[[], Awaitable[None]]) -> None:
-    """Run to the end on a virtual clock of its own: for properties, where a fixture would be shared by the examples."""
+def in_virtual_time(main: Callable[[], Awaitable[None]], seed: int = 0) -> None:
+    """Run to the end on a virtual clock of its own: for properties, where a fixture would be shared by the examples.
+
+    The seed decides the order of tasks in one tick (pytest-trio makes trio's scheduler a function of it).
+    """
 
     async def limited() -> None:
         with trio.fail_after(VIRTUAL_DAY_SECONDS):
             await main()
 
+    trio._core._run._r.seed(seed)
     trio.run(limited, clock=MockClock(autojump_threshold=0))
 
 
