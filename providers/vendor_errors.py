@@ -11,6 +11,8 @@ import msgspec
 
 from engine.errors import ProviderError, ProviderErrorCode
 
+from .sse import EventTooLargeError, SSEParser
+
 MAX_MESSAGE_CHARS = 300
 
 STATUS_CODES: dict[int, ProviderErrorCode] = {
@@ -92,7 +94,42 @@ GENERAL_ERROR_NAMES: dict[str, ProviderErrorCode] = {
 }
 """Names that say less: OpenAI's 401 without a key is an ``invalid_request_error``, its 503 a ``server_error``."""
 
-_TOO_LONG = re.compile(r"context (?:length|window|size)", re.IGNORECASE)
+ERNIE_CODES: dict[int, ProviderErrorCode] = {
+    1: "upstream.server",
+    2: "upstream.overloaded",
+    3: "upstream.invalid_request",
+    4: "upstream.rate_limit",
+    6: "upstream.auth",
+    13: "upstream.auth",
+    14: "upstream.auth",
+    15: "upstream.auth",
+    17: "upstream.rate_limit",
+    18: "upstream.rate_limit",
+    19: "upstream.rate_limit",
+    100: "upstream.invalid_request",
+    110: "upstream.auth",
+    111: "upstream.auth",
+    336000: "upstream.server",
+    336001: "upstream.invalid_request",
+    336002: "upstream.invalid_request",
+    336003: "upstream.invalid_request",
+    336004: "upstream.auth",
+    336005: "upstream.invalid_request",
+    336007: "upstream.context_length",
+    336100: "upstream.overloaded",
+    336101: "upstream.invalid_request",
+    336103: "upstream.context_length",
+    336104: "upstream.invalid_request",
+    336105: "upstream.invalid_request",
+    336501: "upstream.rate_limit",
+    336502: "upstream.rate_limit",
+}
+"""Baidu's ``error_code``: ``APIErrorCode`` of the qianfan SDK 0.4.12, and 336007 and 336103 for texts too long."""
+
+_TOO_LONG = re.compile(
+    r"context (?:length|window|size)|range of input length|prompt tokens too long|max input characters", re.IGNORECASE
+)
+_ERROR_FIELDS = frozenset({"code", "error_code", "message"})
 _SECRET = re.compile(
     r"\b(?:sk|key|pk|rk|gsk|xai|hf|nvapi)[-_][\w*.-]{6,}|\bBearer \S+|\bAIza\S+|[\w-]{32,}", re.IGNORECASE | re.ASCII
 )
@@ -148,21 +185,31 @@ def _timestamp(http_date: str) -> float | None:
 
 
 def _error_object(body: bytes) -> Any:
-    """The ``error`` of a JSON body; older vLLM has its error as the whole body."""
-    try:
-        decoded = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+    """The ``error`` of a JSON body, or the whole body where it is the error (DashScope, Baidu, older vLLM)."""
+    decoded = _decode(body)
     if not isinstance(decoded, dict):
         return None
-    return decoded if decoded.get("object") == "error" else decoded.get("error")
+    return decoded["error"] if "error" in decoded else decoded if decoded.keys() & _ERROR_FIELDS else None
+
+
+def _decode(body: bytes) -> Any:
+    """The JSON of the body, or of its first event: DashScope's HTTP 400 is an event stream labelled as JSON."""
+    try:
+        events = SSEParser().feed(body + b"\n\n")
+        return msgspec.json.decode(events[0].data if events else body)
+    except (EventTooLargeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _named_code(error: Any, codes: Mapping[str, ProviderErrorCode]) -> ProviderErrorCode | None:
+    """By name; what follows a dot refines the name (``Throttling.RateQuota`` of DashScope)."""
     if not isinstance(error, dict):
         return None
-    names = (error.get("code"), error.get("type"))
-    return next((codes[name] for name in names if isinstance(name, str) and name in codes), None)
+    if isinstance(error.get("error_code"), int):
+        return ERNIE_CODES.get(error["error_code"])
+    names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str)]
+    found = (codes.get(name) or codes.get(name.partition(".")[0]) for name in names)
+    return next(filter(None, found), None)
 
 
 def _status_code(status: int) -> ProviderErrorCode:
@@ -177,7 +224,7 @@ def _provider_error(code: ProviderErrorCode, what: str, error: Any, retry_after:
     """The error with the vendor's message, but for a refused key: vendors quote it."""
     if code == "upstream.auth":
         return ProviderError(code, f"{what}: it refused the key")
-    message = error.get("message") if isinstance(error, dict) else error
+    message = error.get("message") or error.get("error_msg") if isinstance(error, dict) else error
     text = _presentable(message) if isinstance(message, str) else ""
     if code == "upstream.invalid_request" and _TOO_LONG.search(text):
         code = "upstream.context_length"
