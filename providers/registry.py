@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -12,6 +11,7 @@ from engine.provider import Provider
 
 from .openai_chat import DEFAULT_BASE_URL, OpenAIChatProvider
 from .replay import ReplayProvider
+from .wire import is_usable_key
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,10 +85,26 @@ def _base_url(config: ModelConfig, vendor: Vendor) -> str:
     base_url = config.base_url or vendor.base_url
     if base_url is None:
         raise ProviderConfigError(f"provider {config.provider!r} needs a base_url")
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ProviderConfigError(f"base_url {base_url!r} is not an http or https URL")
+    fault = _url_fault(base_url)
+    if fault:
+        raise ProviderConfigError(f"provider {config.provider!r}: the base_url {fault}")  # it may hold a secret
     return base_url
+
+
+def _url_fault(text: str) -> str | None:
+    """What is wrong with a base URL; None if it can be asked."""
+    try:
+        url = httpx.URL(text)
+        host = url.host
+    except (httpx.InvalidURL, UnicodeError):  # idna's errors are UnicodeErrors
+        return "is not a valid URL"
+    if url.scheme not in ("http", "https") or not host or "%" in host:
+        return "is not an http or https URL with a host"
+    if not 0 < (url.port or 443) < 65_536:
+        return "has a port that there is not"
+    if url.userinfo or url.query or url.fragment:
+        return "may have no user name, no password, no query and no fragment: a key goes into the environment"
+    return None
 
 
 def _api_key(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]) -> str | None:
@@ -98,6 +114,6 @@ def _api_key(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]
     key = environment.get(variable, "").strip()
     if not key and (vendor.key_required or config.api_key_env):
         raise ProviderConfigError(f"provider {config.provider!r} needs its key in the environment variable {variable}")
-    if not key.isascii() or not key.isprintable():
+    if not is_usable_key(key):
         raise ProviderConfigError(f"the key in {variable} has characters that no key has")
     return key or None

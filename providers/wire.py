@@ -25,6 +25,11 @@ MAX_LINE_BYTES = 2**20
 T = TypeVar("T")
 
 
+def is_usable_key(key: str) -> bool:
+    """Whether an HTTP header can hold the key."""
+    return key.isascii() and key.isprintable()
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """Where a vendor's API is and what opens it. Its ``repr`` leaves the key out.
 
@@ -32,11 +37,18 @@ class Endpoint(msgspec.Struct, frozen=True):
         base_url: without a slash at its end.
         api_key: None where the server wants none.
         headers: further headers that every request carries.
+
+    Raises:
+        ValueError: ``api_key`` has characters that no header takes.
     """
 
     base_url: str
     api_key: str | None = None
     headers: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not is_usable_key(self.api_key):
+            raise ValueError("the API key has characters that no key has")
 
     def __repr__(self) -> str:
         return f"Endpoint(base_url={self.base_url!r})"
