@@ -23,6 +23,8 @@ from .events import (
 )
 from .log import LogEntry, RunLog
 from .pieces import (
+    AnsweredByPiece,
+    AttemptsPiece,
     ContinuationPiece,
     Emit,
     FinishPiece,
@@ -40,6 +42,8 @@ from .supervisor import DrainingError, RetentionLimits, RunSupervisor
 __all__ = [
     "AgentStarted",
     "AgentStopped",
+    "AnsweredByPiece",
+    "AttemptsPiece",
     "BasicAgent",
     "ContinuationPiece",
     "DeadlineTooLongError",

@@ -149,8 +149,8 @@ class RunStream:
         self.run: Run | None = None
 
     async def __aenter__(self) -> AsyncIterator[Event]:
-        nursery = await self._stack.enter_async_context(trio.open_nursery())
         self.run = Run(random_run_id(), self._spec)
+        nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(self.run.stop, "left")
         self._stack.enter_context(self.run.log.attached())
         nursery.start_soon(self.run.execute, name=f"run {self.run.id}")
@@ -163,7 +163,11 @@ class RunStream:
         trace: TracebackType | None,
     ) -> None:
         # The stack is closed as if without error, so that the nursery does not wrap the caller's own exception.
-        await self._stack.aclose()
+        try:
+            await self._stack.aclose()
+        except* trio.Cancelled:  # noqa: ASYNC103 - the exception that left the block goes on, and is not lost for it
+            if error is None:
+                raise
 
 
 class RunEvents:

@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import msgspec
 import trio
 
-from .errors import ErrorCode
+from .errors import TimeoutCode
 
-Phase: TypeAlias = Literal["connect", "first_token", "idle"]
+Phase: TypeAlias = Literal["connect", "first_token", "idle", "attempts"]
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,17 +96,17 @@ class Progress:
 
     @property
     def limit(self) -> float:
-        """The current phase's seconds."""
-        seconds: float = getattr(self._deadlines, self.phase)
+        """The current phase's seconds; infinite while a provider keeps the deadlines of its attempts itself."""
+        seconds: float = getattr(self._deadlines, self.phase, inf)
         return seconds
 
     @property
-    def error_code(self) -> ErrorCode:
+    def error_code(self) -> TimeoutCode:
         """The code of the deadline that is armed now."""
         return PHASE_CODES[self.phase]
 
 
-PHASE_CODES: dict[Phase, ErrorCode] = {
+PHASE_CODES: dict[Phase, TimeoutCode] = {
     "connect": "timeout.connect",
     "first_token": "timeout.first_token",
     "idle": "timeout.idle",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-ProviderErrorCode: TypeAlias = Literal[
+TimeoutCode: TypeAlias = Literal["timeout.connect", "timeout.first_token", "timeout.idle"]
+"""The deadlines of an attempt; a provider fails with one only if it keeps the deadlines itself (``AttemptsPiece``)."""
+
+UpstreamErrorCode: TypeAlias = Literal[
     "upstream.auth",
     "upstream.rate_limit",
     "upstream.overloaded",
@@ -17,12 +20,11 @@ ProviderErrorCode: TypeAlias = Literal[
     "upstream.connection",
 ]
 
+ProviderErrorCode: TypeAlias = UpstreamErrorCode | TimeoutCode
+
 ErrorCode: TypeAlias = (
     Literal[
         "timeout.total",
-        "timeout.connect",
-        "timeout.first_token",
-        "timeout.idle",
         "output_limit",
         "max_steps",
         "draining",
@@ -33,7 +35,7 @@ ErrorCode: TypeAlias = (
     | ProviderErrorCode
 )
 
-PROVIDER_ERROR_CODES: frozenset[str] = frozenset(get_args(ProviderErrorCode))
+PROVIDER_ERROR_CODES: frozenset[str] = frozenset(get_args(UpstreamErrorCode) + get_args(TimeoutCode))
 
 
 class ProviderError(Exception):

@@ -18,13 +18,20 @@ CallStatus: TypeAlias = Literal["Success", "Error"]
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Tokens of the run so far. ``estimated`` marks figures that we counted because the vendor gave none."""
+    """Tokens of the run so far.
+
+    Attributes:
+        estimated: marks figures that we counted because the vendor gave none.
+        provider, model: who answered, where an agent has several providers.
+    """
 
     input_tokens: int
     output_tokens: int
     reasoning_tokens: int | None = None
     cached_tokens: int | None = None
     estimated: bool = False
+    provider: str | None = None
+    model: str | None = None
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="chunk_type", omit_defaults=True):

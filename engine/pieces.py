@@ -18,6 +18,20 @@ class RequestSentPiece(_Piece, frozen=True, tag="request_sent"):
     """The request is on its way: the connect phase is over and the wait for the first token begins."""
 
 
+class AttemptsPiece(_Piece, frozen=True, tag="attempts"):
+    """The provider makes several attempts and keeps connect and first-token deadlines for each of them.
+
+    Comes first, if at all: the run's own deadline for these phases is then off until the first content.
+    """
+
+
+class AnsweredByPiece(_Piece, frozen=True, tag="answered_by"):
+    """Which of several providers and models the answer comes from; before its first content."""
+
+    provider: str
+    model: str
+
+
 class TextPiece(_Piece, frozen=True, tag="text"):
     """Answer text as it came, whole code points, any length. An empty one is no progress."""
 
@@ -69,7 +83,15 @@ class FinishPiece(_Piece, frozen=True, tag="finish"):
 
 
 Piece: TypeAlias = (
-    RequestSentPiece | TextPiece | ReasoningPiece | ToolCallPiece | ContinuationPiece | UsagePiece | FinishPiece
+    RequestSentPiece
+    | AttemptsPiece
+    | AnsweredByPiece
+    | TextPiece
+    | ReasoningPiece
+    | ToolCallPiece
+    | ContinuationPiece
+    | UsagePiece
+    | FinishPiece
 )
 
 Emit: TypeAlias = Callable[[Sequence[Piece]], None]

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
+from .deadlines import Deadlines
 from .pieces import Emit
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
@@ -67,6 +68,7 @@ class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         temperature, max_tokens, stop: sampling options; None or empty leaves them to the vendor.
         response_schema: a JSON Schema object that the answer's text must fit (structured output).
         extra: vendor options, passed through untouched as fields of the request's body.
+        deadlines: the run's, for providers that make several attempts; the run itself enforces them.
     """
 
     messages: tuple[Message, ...]
@@ -78,6 +80,7 @@ class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] = ()
     response_schema: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
+    deadlines: Deadlines = Deadlines()
 
 
 class Provider(Protocol):

@@ -32,6 +32,8 @@ from .events import (
 )
 from .log import RunLog
 from .pieces import (
+    AnsweredByPiece,
+    AttemptsPiece,
     ContinuationPiece,
     FinishPiece,
     FinishReason,
@@ -139,6 +141,7 @@ class Run:
         self._emitter = Emitter(self.log, spec.streaming, spec.max_run_bytes)
         self._observer: RunObserver = observer or SilentObserver()
         self._usage: Usage | None = None
+        self._answered_by: AnsweredByPiece | None = None
         self._finish_reason: FinishReason | None = None
         self._steps = 0
         # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
@@ -166,9 +169,12 @@ class Run:
     @property
     def usage(self) -> Usage | None:
         """Token counts so far: the vendor's, else an estimate; None before anything was said."""
-        if self._usage is None and self.first_token_at is not None:
-            return estimated_usage(self.spec.request, self.response, self._emitter.reasoned)
-        return self._usage
+        usage = self._usage
+        if usage is None and self.first_token_at is not None:
+            usage = estimated_usage(self.spec.request, self.response, self._emitter.reasoned)
+        if usage is None or self._answered_by is None:
+            return usage
+        return msgspec.structs.replace(usage, provider=self._answered_by.provider, model=self._answered_by.model)
 
     async def execute(self) -> None:
         """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then."""
@@ -236,7 +242,8 @@ class Run:
         step_id = f"step-{self._steps}"
         try:
             with progress.scope:
-                await self.spec.provider.stream(self.spec.request, partial(self._take, progress, step_id))
+                request = msgspec.structs.replace(self.spec.request, deadlines=self.spec.deadlines)
+                await self.spec.provider.stream(request, partial(self._take, progress, step_id))
                 await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
         except ProviderError as error:
             await trio.lowlevel.checkpoint_if_cancelled()  # raised in cleanup: what cancelled the run is the reason
@@ -277,6 +284,10 @@ class Run:
                     self._finish_reason = reason
                 case RequestSentPiece():
                     progress.enter("first_token")
+                case AttemptsPiece():
+                    progress.enter("attempts")
+                case AnsweredByPiece():
+                    self._answered_by = piece
                 case ContinuationPiece():
                     pass  # wanted back on a next turn only, and a run has one turn as long as it offers no tools
                 case ToolCallPiece():

@@ -1,0 +1,266 @@
+"""Retry, failover and hedging over a chain of providers, all before the first content piece.
+
+An attempt's pieces are held back until its first content; that commits the answer to it, and every other attempt is
+cancelled. After that a failure is the answer's failure: nothing is ever spliced.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from random import Random
+
+import msgspec
+import trio
+
+from engine.deadlines import Deadlines, Progress
+from engine.errors import ProviderError
+from engine.pieces import (
+    AnsweredByPiece,
+    AttemptsPiece,
+    Emit,
+    Piece,
+    ReasoningPiece,
+    RequestSentPiece,
+    TextPiece,
+    ToolCallPiece,
+)
+from engine.provider import ModelRequest, Provider
+
+from .breaker import BreakerLimits, CircuitBreaker
+
+RETRIED_CODES = frozenset(
+    {"upstream.connection", "upstream.overloaded", "upstream.protocol", "upstream.rate_limit", "upstream.server"}
+    | {"upstream.truncated"}
+)
+"""What may pass when the same provider is asked again. A missed deadline is not among them: it has cost its time."""
+
+FINAL_CODES = frozenset({"upstream.content_policy"})
+"""What no other provider is asked after: it is the request that was refused."""
+
+BLAMELESS_CODES = frozenset({"upstream.context_length", "upstream.content_policy", "upstream.invalid_request"})
+"""What says nothing of the provider's health, so that no circuit breaker counts it."""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider of a chain.
+
+    Attributes:
+        connect, first_token: this link's deadlines in seconds; a run's own, where shorter, rule.
+        retries: how often it is asked again after a failure that may pass.
+    """
+
+    provider: Provider
+    model: str
+    connect: float = 10.0
+    first_token: float = 30.0
+    retries: int = 2
+
+
+class FailoverPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a chain is gone through; times in seconds.
+
+    Attributes:
+        first_backoff: wait before the first retry, doubled for each further one, jittered by half either way.
+        longest_backoff: bound of that wait.
+        longest_retry_after: a vendor that asks for a longer wait is not waited for.
+        hedge_after: without content for so long, the next link is asked too; None never hedges.
+    """
+
+    first_backoff: float = 0.5
+    longest_backoff: float = 8.0
+    longest_retry_after: float = 10.0
+    hedge_after: float | None = None
+    breaker: BreakerLimits = BreakerLimits()
+
+
+class FailoverProvider:
+    """A chain of providers that answers as one. Closing it closes them all."""
+
+    def __init__(
+        self, links: Sequence[Link], policy: FailoverPolicy | None = None, random: Random | None = None
+    ) -> None:
+        if not links:
+            raise ValueError("a chain has at least one link")
+        self.name = "+".join(dict.fromkeys(link.provider.name for link in links))
+        self._policy = policy or FailoverPolicy()
+        self._random = random or Random()
+        self._links = [(link, CircuitBreaker(self._policy.breaker)) for link in links]
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        """Answer from the first link that can; see ``engine.provider.Provider``.
+
+        Raises:
+            ProviderError: the committed attempt's, or else the last attempt's; ``upstream.overloaded`` with
+                ``retry_after`` if every circuit is open.
+        """
+        emit((AttemptsPiece(),))
+        race = _Race(emit)
+        async with trio.open_nursery() as nursery:
+            await self._go_through(race, request, nursery)
+        if race.failure is not None:
+            raise race.failure
+
+    async def aclose(self) -> None:
+        """Close every provider of the chain."""
+        for link, _ in self._links:
+            await link.provider.aclose()
+
+    async def _go_through(self, race: _Race, request: ModelRequest, nursery: trio.Nursery) -> None:
+        waiting = deque((link, breaker, 0) for link, breaker in self._links)
+        while waiting and not race.decided:
+            link, breaker, tries = waiting.popleft()
+            if not breaker.admit():
+                race.failure = race.failure or self._open_circuits()
+                continue
+            attempt = _Attempt(link, breaker, race, request)
+            nursery.start_soon(attempt.run)
+            await race.wait(attempt, self._policy.hedge_after if waiting else None)
+            error = attempt.error
+            if error is None:
+                continue  # committed, or slow: hedge
+            if error.code in FINAL_CODES:
+                return
+            pause = self._pause_before_retry(error, tries)
+            if tries < link.retries and pause is not None:
+                waiting.appendleft((link, breaker, tries + 1))
+                await race.sleep(pause)
+
+    def _pause_before_retry(self, error: ProviderError, tries: int) -> float | None:
+        """Seconds to wait before the same provider is asked again; None if it should not be."""
+        if error.code not in RETRIED_CODES:
+            return None
+        if error.retry_after is not None:
+            return error.retry_after if error.retry_after <= self._policy.longest_retry_after else None
+        backoff: float = min(self._policy.first_backoff * 2.0**tries, self._policy.longest_backoff)
+        return backoff * self._random.uniform(0.5, 1.5)
+
+    def _open_circuits(self) -> ProviderError:
+        soonest = min(breaker.seconds_to_probe for _, breaker in self._links)
+        return ProviderError(
+            "upstream.overloaded", "the model's provider has failed too often and is left alone", retry_after=soonest
+        )
+
+
+class _Race:
+    """The attempts at one answer: at most one is committed to, and only that one is heard."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._attempts: list[_Attempt] = []
+        self._changed = trio.lowlevel.ParkingLot()
+        self.winner: _Attempt | None = None
+        self.failure: ProviderError | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether an attempt was committed to."""
+        return self.winner is not None
+
+    def enter(self, attempt: _Attempt) -> None:
+        """An attempt begins."""
+        self._attempts.append(attempt)
+
+    def commit(self, attempt: _Attempt) -> None:
+        """This attempt is the answer: the others are cancelled, their connections closed."""
+        self.winner = attempt
+        self.failure = None
+        for other in self._attempts:
+            if other is not attempt:
+                other.progress.scope.cancel(reason="another provider answered first")
+        self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model),))
+        self._changed.unpark_all()
+
+    def forward(self, pieces: Sequence[Piece]) -> None:
+        """Pieces of the committed attempt."""
+        self._emit(pieces)
+
+    def fail(self, attempt: _Attempt, error: ProviderError) -> None:
+        """An attempt failed; if it was the one committed to, or the last, that is the answer's failure."""
+        if self.winner is None or self.winner is attempt:
+            self.failure = error
+        self._changed.unpark_all()
+
+    async def wait(self, attempt: _Attempt, hedge_after: float | None) -> None:
+        """Until one is committed to, this attempt has failed, or so many seconds have passed."""
+        with trio.CancelScope() as scope:
+            if hedge_after is not None:
+                scope.deadline = trio.current_time() + hedge_after
+            while not self.decided and attempt.error is None:
+                await self._changed.park()
+
+    async def sleep(self, seconds: float) -> None:
+        """A pause that ends early when a hedged attempt is committed to."""
+        with trio.move_on_after(seconds):
+            while not self.decided:
+                await self._changed.park()
+
+
+class _Attempt:
+    """One request to one provider, under its own connect and first-token deadlines."""
+
+    def __init__(self, link: Link, breaker: CircuitBreaker, race: _Race, request: ModelRequest) -> None:
+        self.link = link
+        self.progress = Progress(self._deadlines(request.deadlines))
+        self.error: ProviderError | None = None
+        self._breaker = breaker
+        self._race = race
+        self._request = msgspec.structs.replace(request, model=link.model)
+        self._held: list[Piece] = []
+        race.enter(self)
+
+    async def run(self) -> None:
+        """Ask the provider; every outcome is told to the race and the breaker."""
+        try:
+            with self.progress.scope:
+                await self.link.provider.stream(self._request, self._take)
+                self._commit()  # an answer without content is one too
+        except ProviderError as error:
+            self._fail(error)
+        if self.progress.scope.cancelled_caught and not self._race.decided:
+            code = self.progress.error_code
+            self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
+        self._breaker.released()
+
+    def _deadlines(self, of_run: Deadlines) -> Deadlines:
+        return msgspec.structs.replace(
+            of_run,
+            connect=min(of_run.connect, self.link.connect),
+            first_token=min(of_run.first_token, self.link.first_token),
+        )
+
+    def _take(self, pieces: Sequence[Piece]) -> None:
+        if self._race.winner is self:
+            self._race.forward(pieces)
+            return
+        if self._race.decided:
+            return  # cancelled, and has not met it yet
+        if any(isinstance(piece, RequestSentPiece) for piece in pieces):
+            self.progress.enter("first_token")
+        self._held += [piece for piece in pieces if not isinstance(piece, RequestSentPiece)]
+        if any(_is_content(piece) for piece in pieces):
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._race.decided:
+            return
+        self.progress.enter("attempts")  # the run's own deadline rules from here
+        self._breaker.succeeded()
+        self._race.commit(self)
+        if self._held:
+            self._race.forward(self._held)
+
+    def _fail(self, error: ProviderError) -> None:
+        self.error = error
+        if error.code not in BLAMELESS_CODES:
+            self._breaker.failed()
+        self._race.fail(self, error)
+
+
+def _is_content(piece: Piece) -> bool:
+    match piece:
+        case TextPiece(text) | ReasoningPiece(text):
+            return bool(text)
+        case ToolCallPiece():
+            return True
+    return False
