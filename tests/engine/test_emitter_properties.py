@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from engine import (
     AgentStarted,
@@ -241,6 +242,7 @@ def test_the_delay_lies_between_any_two_neighbouring_deltas(script: list[Act], c
         log = RunLog("run")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read, log)
+            await wait_all_tasks_blocked()  # without a reader, 4 KiB are a delta, whatever the delay
             await perform(Emitter(log, config, MAX_RUN_BYTES), unforced)
 
     in_virtual_time(main)
