@@ -217,10 +217,11 @@ class _Attempt:
                 self._commit()  # an answer without content is one too
         except ProviderError as error:
             self._fail(error)
+        finally:
+            self._breaker.released()
         if self.progress.scope.cancelled_caught and not self._race.decided:
             code = self.progress.error_code
             self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
-        self._breaker.released()
 
     def _deadlines(self, of_run: Deadlines) -> Deadlines:
         return msgspec.structs.replace(
