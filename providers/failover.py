@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 import msgspec
@@ -148,7 +149,7 @@ class _Race:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._attempts: list[_Attempt] = []
-        self._changed = trio.lowlevel.ParkingLot()
+        self._committed = trio.Event()
         self.winner: _Attempt | None = None
         self.failure: ProviderError | None = None
 
@@ -168,8 +169,9 @@ class _Race:
         for other in self._attempts:
             if other is not attempt:
                 other.progress.scope.cancel(reason="another provider answered first")
+            other.settled.set()
+        self._committed.set()
         self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model),))
-        self._changed.unpark_all()
 
     def forward(self, pieces: Sequence[Piece]) -> None:
         """Pieces of the committed attempt."""
@@ -179,21 +181,17 @@ class _Race:
         """An attempt failed; if it was the one committed to, or the last, that is the answer's failure."""
         if self.winner is None or self.winner is attempt:
             self.failure = error
-        self._changed.unpark_all()
+        attempt.settled.set()
 
     async def wait(self, attempt: _Attempt, hedge_after: float | None) -> None:
         """Until one is committed to, this attempt has failed, or so many seconds have passed."""
-        with trio.CancelScope() as scope:
-            if hedge_after is not None:
-                scope.deadline = trio.current_time() + hedge_after
-            while not self.decided and attempt.error is None:
-                await self._changed.park()
+        with trio.move_on_after(inf if hedge_after is None else hedge_after):
+            await attempt.settled.wait()
 
     async def sleep(self, seconds: float) -> None:
         """A pause that ends early when a hedged attempt is committed to."""
         with trio.move_on_after(seconds):
-            while not self.decided:
-                await self._changed.park()
+            await self._committed.wait()
 
 
 class _Attempt:
@@ -203,6 +201,7 @@ class _Attempt:
         self.link = link
         self.progress = Progress(self._deadlines(request.deadlines))
         self.error: ProviderError | None = None
+        self.settled = trio.Event()
         self._breaker = breaker
         self._race = race
         self._request = msgspec.structs.replace(request, model=link.model)
