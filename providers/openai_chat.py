@@ -80,9 +80,11 @@ class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
+    kind: Any = msgspec.field(default=None, name="object")
 
 
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
+_any_decoder = msgspec.json.Decoder()
 
 
 class ChatDecoder(EventStreamDecoder):
@@ -106,6 +108,8 @@ class ChatDecoder(EventStreamDecoder):
         chunk = decode_json(_chunk_decoder, event.data)
         if chunk.error is not None:
             raise error_from_object(chunk.error)
+        if chunk.kind == "error":  # older vLLM: the error is the whole chunk, and the end mark follows
+            raise error_from_object(decode_json(_any_decoder, event.data))
         for choice in chunk.choices or ():  # none in usage and content-filter frames
             if not choice.index:
                 self._decode_choice(choice, pieces)
