@@ -253,6 +253,16 @@ async def test_what_the_caller_raises_is_not_lost_in_a_cancelled_surrounding(aut
     assert caught.value is error
 
 
+async def test_a_block_left_in_a_cancelled_surrounding_passes_the_cancellation_on(autojump_clock: MockClock) -> None:
+    provider = ScriptedProvider(*HELLO)
+    with trio.CancelScope() as scope:
+        async with streaming(provider).execute_streaming("Hi"):
+            await trio.sleep(1.5)
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert provider.seen[-1] == (1.5, "cancelled")
+
+
 async def test_a_bug_in_the_models_cleanup_hides_nothing(autojump_clock: MockClock) -> None:
     async def answer(emit: Emit) -> None:
         try:

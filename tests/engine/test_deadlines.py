@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from engine import (
     AgentStarted,
     AgentStopped,
+    AttemptsPiece,
     Deadlines,
     DeadlineTooLongError,
     DeadlineWish,
@@ -171,6 +172,26 @@ async def test_content_without_word_of_the_request_ends_the_connect_phase(autoju
 async def test_each_attempt_waits_anew_for_its_first_token(autojump_clock: MockClock) -> None:
     run = await ended((1, [SENT]), (20, [SENT]), SILENCE)
     assert (run.at, run.error.code) == (50.0, "timeout.first_token")
+
+
+# A provider that keeps the deadlines of its attempts itself
+
+
+async def test_a_provider_of_several_attempts_has_no_connect_deadline_of_the_run(autojump_clock: MockClock) -> None:
+    run = await ended((0, [AttemptsPiece()]), SILENCE)
+    assert (run.at, run.error.code) == (120.0, "timeout.total")
+
+
+async def test_after_the_first_content_the_run_watches_the_attempt(autojump_clock: MockClock) -> None:
+    run = await ended((0, [AttemptsPiece()]), (60, text("a")), SILENCE)
+    assert (run.at, run.error.code) == (90.0, "timeout.idle")
+
+
+async def test_a_provider_of_several_attempts_is_told_the_runs_deadlines(autojump_clock: MockClock) -> None:
+    provider = ScriptedProvider()
+    deadlines = Deadlines(connect=1.0, first_token=2.0)
+    await Run("run", spec_for(provider, deadlines=deadlines)).execute()
+    assert provider.requests[0].deadlines == deadlines
 
 
 # Coincidences

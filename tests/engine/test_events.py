@@ -29,7 +29,7 @@ from engine import (
 )
 from engine.events import CONTENT_TYPES, EVENT_TYPES, TERMINAL_EVENT_TYPES, encode_frame
 
-USAGE = Usage(12, 34, reasoning_tokens=5, cached_tokens=6, estimated=True)
+USAGE = Usage(12, 34, reasoning_tokens=5, cached_tokens=6, estimated=True, provider="vendor", model="large")
 
 CHUNK_TYPES: dict[type[Event], str] = {
     AgentStarted: "start",

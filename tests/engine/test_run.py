@@ -9,6 +9,8 @@ from trio.testing import MockClock
 from engine import (
     AgentStarted,
     AgentStopped,
+    AnsweredByPiece,
+    ContinuationPiece,
     Emit,
     Error,
     FinishPiece,
@@ -191,6 +193,19 @@ async def test_before_anything_was_said_there_is_no_usage(autojump_clock: MockCl
 async def test_an_error_keeps_the_usage_so_far(autojump_clock: MockClock) -> None:
     run = await finished((1, text("1234")), (2, ProviderError("upstream.server", "no")))
     assert error_of(run).usage == Usage(2, 1, estimated=True)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_usage_names_who_answered_where_there_were_several(autojump_clock: MockClock, reported: bool) -> None:
+    pieces: list[Piece] = [AnsweredByPiece("vendor", "large"), TextPiece("1234")]
+    pieces += [UsagePiece(2, 1)] if reported else []
+    run = await finished((1, pieces))
+    assert done_of(run).usage == Usage(2, 1, estimated=not reported, provider="vendor", model="large")
+
+
+async def test_what_a_vendor_wants_back_is_no_event(autojump_clock: MockClock) -> None:
+    run = await finished((1, [ContinuationPiece({"opaque": 1}), TextPiece("a")]))
+    assert [type(event) for event in events_of(run.log)] == [AgentStarted, TextDelta, StepComplete, GenerationComplete]
 
 
 # Failures
