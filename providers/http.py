@@ -7,10 +7,13 @@ touches its client; a successor is a change of this module and the transport.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
 import httpx
 import msgspec
+import trio
 
 from engine.errors import ProviderError, ProviderErrorCode
 from engine.pieces import Emit, Piece, RequestSentPiece
@@ -21,11 +24,16 @@ from .transport import TrioTransport
 from .vendor_errors import error_from_response
 
 DRAIN_SECONDS = 0.5
-DRAIN_BYTES = 65_536
+DRAIN_BYTES = 2
+"""What may follow the end mark: the rest of its line end. A server that says more is not asked again on this
+connection."""
+
+ERROR_BODY_SECONDS = 2.0
 ERROR_BODY_BYTES = 65_536
 
 _TRANSPORT_ERRORS: tuple[tuple[type[httpx.TransportError], ProviderErrorCode, str], ...] = (
     (httpx.UnsupportedProtocol, "upstream.invalid_request", "the model's URL is neither http nor https"),
+    (httpx.LocalProtocolError, "upstream.invalid_request", "the request cannot be sent as HTTP"),
     (httpx.ConnectError, "upstream.connection", "no connection to the model"),
     (httpx.RemoteProtocolError, "upstream.protocol", "the model's server does not speak HTTP"),
     (httpx.TransportError, "upstream.connection", "the connection to the model broke"),
@@ -72,13 +80,14 @@ def open_client(connect: Connect | None = None) -> httpx.AsyncClient:
     """A client for any number of vendors and requests at once; whoever opens it closes it.
 
     No timeouts (the run's scopes set deadlines), no redirects (a key must not follow one), no compression (it would
-    hold tokens back), nothing from the environment.
+    hold tokens back), no cookies (all users' requests share the client), nothing from the environment.
     """
     return httpx.AsyncClient(
         transport=TrioTransport(connect),
         timeout=None,
         trust_env=False,
         follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         headers={"Accept-Encoding": "identity", "User-Agent": "lumos-stream"},
     )
 
@@ -104,15 +113,21 @@ async def stream_answer(client: httpx.AsyncClient, request: VendorRequest, decod
     except httpx.InvalidURL as error:
         raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
     except httpx.TransportError as error:
-        code, text = next((code, text) for kind, code, text in _TRANSPORT_ERRORS if isinstance(error, kind))
-        raise ProviderError(code, f"{text} ({error})") from error
+        raise _meaning_of(error) from error
+
+
+def _meaning_of(error: httpx.TransportError) -> ProviderError:
+    """The error by the table. Only a failed connect is quoted: other texts may hold the key or the server's bytes."""
+    code, text = next((code, text) for kind, code, text in _TRANSPORT_ERRORS if isinstance(error, kind))
+    return ProviderError(code, f"{text} ({error})" if isinstance(error, httpx.ConnectError) else text)
 
 
 async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit) -> None:
     body: ResponseBody = response.extensions["body"]
-    content_type = response.headers.get("content-type", "")
-    if response.status_code != httpx.codes.OK or not content_type.startswith(decoder.content_type):
-        raise error_from_response(response.status_code, response.headers, await _read_up_to(body, ERROR_BODY_BYTES))
+    if response.status_code != httpx.codes.OK or _media_type(response) != decoder.content_type:
+        raise error_from_response(response.status_code, response.headers, await _read_error(body))
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
     while not decoder.done:
         chunk = await body.receive()
         if not chunk:
@@ -125,11 +140,23 @@ async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit)
         finally:  # what came before an error was said
             if pieces:
                 emit(pieces)
-    await body.drain(DRAIN_SECONDS, DRAIN_BYTES)
+    await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
 
 
-async def _read_up_to(body: ResponseBody, limit_bytes: int) -> bytes:
+def _media_type(response: httpx.Response) -> str:
+    value: str = response.headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()
+
+
+async def _read_error(body: ResponseBody) -> bytes:
+    """The beginning of an error's body. The status is known already, so a body that breaks or hangs is let go."""
     read = bytearray()
-    while len(read) < limit_bytes and (chunk := await body.receive()):
-        read += chunk
-    return bytes(read[:limit_bytes])
+    with trio.move_on_after(_seconds_up_to(ERROR_BODY_SECONDS)), suppress(httpx.TransportError):
+        while len(read) < ERROR_BODY_BYTES and (chunk := await body.receive()):
+            read += chunk
+    return bytes(read[:ERROR_BODY_BYTES])
+
+
+def _seconds_up_to(limit: float) -> float:
+    """So many seconds, but at most half of what the run's deadlines leave: what is known already is no timeout."""
+    return min(limit, max(0.0, trio.current_effective_deadline() - trio.current_time()) / 2)
