@@ -32,6 +32,7 @@ STATUS_CODES: dict[int, ProviderErrorCode] = {
 }
 
 ERROR_NAMES: dict[str, ProviderErrorCode] = {
+    "API_KEY_INVALID": "upstream.auth",
     "AccessDenied": "upstream.auth",
     "InvalidApiKey": "upstream.auth",
     "Model.AccessDenied": "upstream.auth",
@@ -40,6 +41,7 @@ ERROR_NAMES: dict[str, ProviderErrorCode] = {
     "permission_error": "upstream.auth",
     "Arrearage": "upstream.rate_limit",
     "Throttling": "upstream.rate_limit",
+    "billing_error": "upstream.rate_limit",
     "billing_hard_limit_reached": "upstream.rate_limit",
     "insufficient_quota": "upstream.rate_limit",
     "rate_limit_error": "upstream.rate_limit",
@@ -53,6 +55,7 @@ ERROR_NAMES: dict[str, ProviderErrorCode] = {
     "BadRequest.TooLarge": "upstream.context_length",
     "context_length_exceeded": "upstream.context_length",
     "exceed_context_size_error": "upstream.context_length",
+    "request_too_large": "upstream.context_length",
     "string_above_max_length": "upstream.context_length",
     "DataInspectionFailed": "upstream.content_policy",
     "bio_policy": "upstream.content_policy",
@@ -66,7 +69,7 @@ ERROR_NAMES: dict[str, ProviderErrorCode] = {
     "unsupported_image_media_type": "upstream.invalid_request",
     "InternalError": "upstream.server",
 }
-"""The names in a vendor's error object (``code`` before ``type``) that say more than the HTTP status."""
+"""The names in a vendor's error object (Google's ``reason``, ``code``, ``type``) that say more than the HTTP status."""
 
 GENERAL_ERROR_NAMES: dict[str, ProviderErrorCode] = {
     "BadRequest": "upstream.invalid_request",
@@ -89,6 +92,7 @@ GENERAL_ERROR_NAMES: dict[str, ProviderErrorCode] = {
     "invalid_image_mode": "upstream.invalid_request",
     "invalid_image_url": "upstream.invalid_request",
     "invalid_request_error": "upstream.invalid_request",
+    "not_found_error": "upstream.invalid_request",
     "server_error": "upstream.server",
     "api_error": "upstream.server",
 }
@@ -126,9 +130,19 @@ ERNIE_CODES: dict[int, ProviderErrorCode] = {
 }
 """Baidu's ``error_code``: ``APIErrorCode`` of the qianfan SDK 0.4.12, and 336007 and 336103 for texts too long."""
 
-_TOO_LONG = re.compile(
-    r"context (?:length|window|size)|range of input length|prompt tokens too long|max input characters", re.IGNORECASE
+_TEXTS: tuple[tuple[re.Pattern[str], ProviderErrorCode], ...] = (
+    (
+        re.compile(
+            r"context (?:length|window|size|limit)|range of input length|prompt tokens too long|max input characters"
+            r"|prompt is too long|maximum number of tokens allowed|too many tokens: (?!max tokens)",
+            re.IGNORECASE,
+        ),
+        "upstream.context_length",
+    ),
+    (re.compile(r"blocked by content filtering policy", re.IGNORECASE), "upstream.content_policy"),
 )
+"""What vendors that call everything an invalid request say in words alone."""
+
 _ERROR_FIELDS = frozenset({"code", "error_code", "message"})
 _SECRET = re.compile(
     r"\b(?:sk|key|pk|rk|gsk|xai|hf|nvapi)[-_][\w*.-]{6,}|\bBearer \S+|\bAIza\S+|[\w-]{32,}", re.IGNORECASE | re.ASCII
@@ -148,7 +162,10 @@ def error_from_response(status: int, headers: Mapping[str, str], body: bytes) ->
         kind = headers.get("content-type", "nothing")
         return ProviderError("upstream.protocol", f"the model's server answered with {kind[:80]}, not with a stream")
     code = _named_code(error, ERROR_NAMES) or _status_code(status)
-    return _provider_error(code, f"the model's server answered HTTP {status}", error, retry_after_seconds(headers))
+    retry_after = retry_after_seconds(headers)
+    if retry_after is None:
+        retry_after = _retry_delay(error)
+    return _provider_error(code, f"the model's server answered HTTP {status}", error, retry_after)
 
 
 def error_from_object(error: Any) -> ProviderError:
@@ -160,7 +177,7 @@ def error_from_object(error: Any) -> ProviderError:
         or _named_code(error, GENERAL_ERROR_NAMES)
         or "upstream.server"
     )
-    return _provider_error(code, "the model's server reported an error", error)
+    return _provider_error(code, "the model's server reported an error", error, _retry_delay(error))
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
@@ -176,6 +193,19 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     return None if until is None or now is None else max(0.0, until - now)
 
 
+def _retry_delay(error: Any) -> float | None:
+    """The same wish in Google's words: ``RetryInfo`` among the error's details."""
+    delays = [detail.get("retryDelay") for detail in _details(error)]
+    found = (re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)s", delay, re.ASCII) for delay in delays if isinstance(delay, str))
+    return next((float(match[1]) for match in found if match), None)
+
+
+def _details(error: Any) -> list[dict[str, Any]]:
+    """What Google's errors say for programs (google.rpc.Status)."""
+    details = error.get("details") if isinstance(error, dict) else None
+    return [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
+
+
 def _timestamp(http_date: str) -> float | None:
     try:
         parsed = parsedate_tz(http_date)
@@ -185,8 +215,10 @@ def _timestamp(http_date: str) -> float | None:
 
 
 def _error_object(body: bytes) -> Any:
-    """The ``error`` of a JSON body, or the whole body where it is the error (DashScope, Baidu, older vLLM)."""
+    """The ``error`` of a JSON body, or the whole body where it is the error (DashScope, Baidu, Cohere, older vLLM)."""
     decoded = _decode(body)
+    if isinstance(decoded, list) and decoded:
+        decoded = decoded[0]  # Gemini (google-gemini/gemini-cli#11248)
     if not isinstance(decoded, dict):
         return None
     return decoded["error"] if "error" in decoded else decoded if decoded.keys() & _ERROR_FIELDS else None
@@ -207,7 +239,8 @@ def _named_code(error: Any, codes: Mapping[str, ProviderErrorCode]) -> ProviderE
         return None
     if isinstance(error.get("error_code"), int):
         return ERNIE_CODES.get(error["error_code"])
-    names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str)]
+    reasons = [detail.get("reason") for detail in _details(error)]
+    names = [name for name in (*reasons, error.get("code"), error.get("type")) if isinstance(name, str)]
     found = (codes.get(name) or codes.get(name.partition(".")[0]) for name in names)
     return next(filter(None, found), None)
 
@@ -226,8 +259,8 @@ def _provider_error(code: ProviderErrorCode, what: str, error: Any, retry_after:
         return ProviderError(code, f"{what}: it refused the key")
     message = error.get("message") or error.get("error_msg") if isinstance(error, dict) else error
     text = _presentable(message) if isinstance(message, str) else ""
-    if code == "upstream.invalid_request" and _TOO_LONG.search(text):
-        code = "upstream.context_length"
+    if code == "upstream.invalid_request":
+        code = next((said for pattern, said in _TEXTS if pattern.search(text)), code)
     return ProviderError(code, f"{what}: {text}" if text else what, retry_after=retry_after)
 
 
