@@ -7,11 +7,21 @@ handled (``reasoning_content`` of DeepSeek and others, ``reasoning`` of OpenRout
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
-from engine.pieces import FinishPiece, FinishReason, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
+from engine.pieces import (
+    ContinuationPiece,
+    FinishPiece,
+    FinishReason,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    ToolCallPiece,
+    UsagePiece,
+)
 from engine.provider import Message, ModelRequest, NamedTool, ToolChoice
 
 from .http import VendorRequest
@@ -24,7 +34,9 @@ END_MARK = b"[DONE]"
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
+    "eos": "stop",  # Together
     "length": "length",
+    "model_length": "length",  # Mistral
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "content_filter": "content_filter",
@@ -46,8 +58,16 @@ class _ToolCall(msgspec.Struct, gc=False):
     function: _Function | None = None
 
 
+class _ContentPart(msgspec.Struct, gc=False):
+    """Mistral's content may be a list: text, references, and thinking, which is a list of texts again."""
+
+    type: str = "text"
+    text: str = ""
+    thinking: list[_ContentPart] = []
+
+
 class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
+    content: str | list[_ContentPart] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -76,9 +96,14 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens_details: _CompletionDetails | None = None
 
 
+class _GroqDetails(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+
+
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    x_groq: _GroqDetails | None = None
     error: Any = None
     kind: Any = msgspec.field(default=None, name="object")
 
@@ -94,16 +119,17 @@ class ChatDecoder(EventStreamDecoder):
     some servers repeat ``finish_reason``, or correct it when a filter has looked at the text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_reasoning: bool = False) -> None:
         super().__init__()
         self._calls = _ToolCalls()
         self._finish: FinishReason | None = None
+        self._keep_reasoning = keep_reasoning
+        self._reasoning: list[str] = []
 
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
         """Append the pieces of one chunk. Raises ``ProviderError``."""
         if event.data == END_MARK:
-            self.done = True
-            pieces.append(FinishPiece(self._finish or ("tool_calls" if self._calls.made else "stop")))
+            self._end(pieces)
             return
         chunk = decode_json(_chunk_decoder, event.data)
         if chunk.error is not None:
@@ -113,21 +139,42 @@ class ChatDecoder(EventStreamDecoder):
         for choice in chunk.choices or ():  # none in usage and content-filter frames
             if not choice.index:
                 self._decode_choice(choice, pieces)
-        if chunk.usage is not None:
-            pieces.append(_usage_piece(chunk.usage))
+        usage = chunk.usage or (chunk.x_groq and chunk.x_groq.usage)
+        if usage:
+            pieces.append(_usage_piece(usage))
+
+    def _end(self, pieces: list[Piece]) -> None:
+        self.done = True
+        if self._reasoning and self._calls.made:
+            pieces.append(ContinuationPiece({"reasoning_content": "".join(self._reasoning)}))
+        pieces.append(FinishPiece(self._finish or ("tool_calls" if self._calls.made else "stop")))
 
     def _decode_choice(self, choice: _Choice, pieces: list[Piece]) -> None:
         delta = choice.delta
         if delta is not None:
             if reasoning := delta.reasoning_content or delta.reasoning:
-                pieces.append(ReasoningPiece(reasoning))
-            if text := delta.content or delta.refusal:
+                self._add_reasoning(reasoning, pieces)
+            if isinstance(delta.content, list):
+                self._add_parts(delta.content, pieces)
+            elif text := delta.content or delta.refusal:
                 pieces.append(TextPiece(text))
             pieces += map(self._calls.piece, delta.tool_calls or ())
             if delta.function_call is not None:  # how calls came before there were tools; at most one an answer
                 pieces.append(self._calls.piece(_ToolCall(index=0, function=delta.function_call)))
         if choice.finish_reason:
             self._finish = FINISH_REASONS.get(choice.finish_reason, "stop")
+
+    def _add_reasoning(self, reasoning: str, pieces: list[Piece]) -> None:
+        pieces.append(ReasoningPiece(reasoning))
+        if self._keep_reasoning:
+            self._reasoning.append(reasoning)
+
+    def _add_parts(self, parts: list[_ContentPart], pieces: list[Piece]) -> None:
+        for part in parts:
+            if reasoning := "".join(thought.text for thought in part.thinking):
+                self._add_reasoning(reasoning, pieces)
+            if part.text:
+                pieces.append(TextPiece(part.text))
 
 
 class _OpenCall(msgspec.Struct, gc=False):
@@ -193,7 +240,30 @@ def _usage_piece(usage: _Usage) -> UsagePiece:
     )
 
 
-def chat_request_body(request: ModelRequest) -> bytes:
+class ChatDialect(msgspec.Struct, frozen=True, kw_only=True):
+    """What a vendor does otherwise than OpenAI in chat completions.
+
+    Attributes:
+        usage_option: whether usage must be asked for (``stream_options``); else it comes unasked.
+        max_tokens_field: OpenAI's newer models refuse the old name, the other vendors do not know the new one.
+        required_choice: the word for "call some tool".
+        json_schema: whether the answer's schema can be asked for; else JSON alone is, and the schema is not told.
+        sends_reasoning_back: whether the reasoning that led to tool calls must come back with them.
+        with_tools: body fields that go along when tools are offered.
+    """
+
+    usage_option: bool = True
+    max_tokens_field: str = "max_tokens"
+    required_choice: str = "required"
+    json_schema: bool = True
+    sends_reasoning_back: bool = False
+    with_tools: dict[str, Any] = {}
+
+
+PLAIN_DIALECT = ChatDialect()
+
+
+def chat_request_body(request: ModelRequest, dialect: ChatDialect = PLAIN_DIALECT) -> bytes:
     """The JSON body of a streaming request; ``request.extra`` goes in last and may override anything.
 
     Raises:
@@ -201,23 +271,25 @@ def chat_request_body(request: ModelRequest) -> bytes:
     """
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": [_chat_message(message) for message in request.messages],
+        "messages": [_chat_message(message, dialect) for message in request.messages],
         "stream": True,
-        "stream_options": {"include_usage": True},
     }
     optional: dict[str, Any] = {
+        "stream_options": {"include_usage": True} if dialect.usage_option else None,
         "temperature": request.temperature,
-        "max_tokens": request.max_tokens,
+        dialect.max_tokens_field: request.max_tokens,
         "stop": request.stop or None,
         "tools": [{"type": "function", "function": tool} for tool in request.tools] or None,
-        "tool_choice": _tool_choice(request.tool_choice),
-        "response_format": _response_format(request.response_schema),
+        "tool_choice": _tool_choice(request.tool_choice, dialect),
+        "response_format": _response_format(request.response_schema, dialect),
     }
     body.update({name: value for name, value in optional.items() if value is not None})
+    if request.tools:
+        body.update(dialect.with_tools)
     return encode_json(body | request.extra)
 
 
-def _chat_message(message: Message) -> dict[str, Any]:
+def _chat_message(message: Message, dialect: ChatDialect) -> dict[str, Any]:
     chat: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.images:
         images = [{"type": "image_url", "image_url": {"url": url}} for url in message.images]
@@ -229,34 +301,66 @@ def _chat_message(message: Message) -> dict[str, Any]:
         ]
     if message.tool_call_id is not None:
         chat["tool_call_id"] = message.tool_call_id
+    if dialect.sends_reasoning_back and isinstance(message.continuation, dict):
+        chat["reasoning_content"] = message.continuation.get("reasoning_content", "")
     return chat
 
 
-def _tool_choice(choice: ToolChoice | None) -> Any:
+def _tool_choice(choice: ToolChoice | None, dialect: ChatDialect) -> Any:
     if isinstance(choice, NamedTool):
         return {"type": "function", "function": {"name": choice.name}}
-    return choice
+    return dialect.required_choice if choice == "required" else choice
 
 
-def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+def _response_format(schema: dict[str, Any] | None, dialect: ChatDialect) -> dict[str, Any] | None:
     if schema is None:
         return None
+    if not dialect.json_schema:
+        return {"type": "json_object"}
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 class ChatWire:
-    """Chat completions at ``{base_url}/chat/completions`` with a bearer key."""
+    """Chat completions at ``{base_url}/chat/completions`` with a bearer key, in a vendor's dialect."""
+
+    def __init__(self, dialect: ChatDialect = PLAIN_DIALECT) -> None:
+        self._dialect = dialect
 
     def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
         """The HTTP request for a streamed answer."""
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
-        if endpoint.api_key:
-            headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        return VendorRequest(f"{endpoint.base_url}/chat/completions", headers, chat_request_body(request))
+        headers.update(self._authentication(endpoint.api_key) if endpoint.api_key else {})
+        return VendorRequest(self._url(endpoint, request.model), headers, chat_request_body(request, self._dialect))
 
     def decoder(self) -> ChatDecoder:
         """A decoder for one answer."""
-        return ChatDecoder()
+        return ChatDecoder(keep_reasoning=self._dialect.sends_reasoning_back)
+
+    def _url(self, endpoint: Endpoint, _model: str) -> str:
+        return f"{endpoint.base_url}/chat/completions"
+
+    def _authentication(self, api_key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {api_key}"}
+
+
+AZURE_API_VERSION = "2024-10-21"
+
+
+class AzureWire(ChatWire):
+    """Azure OpenAI: the key in a header of its own; the model names a deployment, in the path of the older API.
+
+    ``base_url`` is the resource's (``https://NAME.openai.azure.com``), or ends in ``/openai/v1`` for the newer API.
+    """
+
+    def _url(self, endpoint: Endpoint, model: str) -> str:
+        if endpoint.base_url.endswith("/v1"):
+            return super()._url(endpoint, model)
+        deployment = quote(model, safe="")
+        path = f"/openai/deployments/{deployment}/chat/completions?api-version={AZURE_API_VERSION}"
+        return endpoint.base_url + path
+
+    def _authentication(self, api_key: str) -> dict[str, str]:
+        return {"api-key": api_key}
 
 
 class OpenAIChatProvider(HttpProvider):
