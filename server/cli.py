@@ -3,53 +3,64 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
-if TYPE_CHECKING:
-    from providers.recording import Recording
-
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_AGENTS_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _option(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def seconds(value: str | float) -> float:
+    """A finite number of seconds, 0 or more, as click wants the type of an option; its name is in the help."""
+    with suppress(ValueError):
+        if 0 <= (number := float(value)) < inf:
+            return number
+    raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more")
+
+
+def _option(name: str, *names: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """An option that is also ``LUMOS_NAME``, and says so in the help."""
     variable = "LUMOS_" + name.removeprefix("--").replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, **settings)
+    return click.option(name, *names, envvar=variable, show_envvar=True, **settings)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("lumos", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="lumos-stream")
 def main() -> None:
     """Lumos streams LLM agents, token by token."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without emoji is no reason to break off
 
 
 @main.command()
 @_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @_option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
-@_option("--agents", type=_AGENTS_FILE, help="TOML file with [[agent]] tables.")
-@_option("--log-level", default="info", show_default=True, type=click.Choice(LOG_LEVELS), help="Least level logged.")
+@_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
+@_option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(LOG_LEVELS, case_sensitive=False),
+    help="Least level logged.",
+)
 @_option(
     "--resume-grace",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds that a run goes on without a reader.",
+    type=seconds,
+    help="How long a run goes on without a reader.",
 )
-@_option(
-    "--drain",
-    default=30.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds that streams may go on after SIGTERM.",
-)
+@_option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
 def serve(host: str, port: int, agents: Path | None, log_level: str, resume_grace: float, drain: float) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
     import trio
@@ -71,20 +82,26 @@ def serve(host: str, port: int, agents: Path | None, log_level: str, resume_grac
 @main.command()
 @click.argument("message", required=False)
 @_option("--agent", default="demo", show_default=True, help="The agent's id.")
-@_option("--agents", type=_AGENTS_FILE, help="TOML file with [[agent]] tables.")
+@_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
 @_option("--url", help="A running server to talk to, instead of an agent in this process.")
 def chat(message: str | None, agent: str, agents: Path | None, url: str | None) -> None:
     """Stream an answer in the terminal, with TTFB and tokens per second.
 
     Without MESSAGE it asks for messages until the input ends.
     """
+    import trio
+
+    from providers.registry import ProviderConfigError
+
     from .agents import AgentsFileError
     from .conversation import UnknownAgentError, converse
     from .remote import RemoteError
 
+    if message is not None and not message.strip():
+        _give_up("the message is blank")
     try:
-        answered = converse(agent, agents, url, message)
-    except (AgentsFileError, UnknownAgentError, RemoteError, ValueError) as error:
+        answered = trio.run(converse, agent, agents, url, message)
+    except (AgentsFileError, UnknownAgentError, ProviderConfigError, RemoteError) as error:
         _give_up(str(error))
     sys.exit(0 if answered else 1)
 
@@ -94,27 +111,32 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
 @_option("--model", required=True, help="The model's name there.")
 @_option("--prompt", required=True, help="What to ask.")
 @_option("--api-key-env", help="The environment variable that holds the key.")
-@_option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .jsonl file to write.")
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@_option("--output", required=True, type=_FILE, help="The .jsonl file to write.")
+@_option("--force", is_flag=True, help="Replace the file if it is there.")
 def record(base_url: str, model: str, prompt: str, api_key_env: str | None, output: Path, force: bool) -> None:
     """Record an answer of any OpenAI-compatible API with its timing."""
-    from .recording_session import record_answer
+    import trio
 
-    if output.exists() and not force:
-        _give_up(f"{output} is there already; --force replaces it")
+    from providers.registry import ModelConfig, ProviderConfigError
+
+    from .recording_session import check_output, record_answer
+
+    config = ModelConfig(provider="openai_compatible", model=model, base_url=base_url, api_key_env=api_key_env)
+    today = datetime.datetime.now(datetime.UTC).date()
     try:
-        complete = record_answer(
-            base_url, model, prompt, api_key_env, output, datetime.datetime.now(datetime.UTC).date(), os.environ
-        )
-    except (ValueError, OSError) as error:
+        check_output(output, force=force)
+        complete = trio.run(record_answer, config, prompt, output, today, os.environ)
+    except ProviderConfigError as error:
         _give_up(str(error))
+    except OSError as error:
+        _give_up(_file_trouble(error, output))
     sys.exit(0 if complete else 1)
 
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--list", "list_them", is_flag=True, help="List the packaged recordings.")
-@click.option("--measure", is_flag=True, help="Replay over a real socket and show how exact the times are.")
+@_option("--list", "list_them", is_flag=True, help="List the packaged recordings.")
+@_option("--measure", is_flag=True, help="Replay over a real socket and show how exact the times are.")
 def replay(name: str | None, list_them: bool, measure: bool) -> None:
     """Replay a recording with its own timing. NAME is a packaged recording or a file."""
     from providers.recording import RecordingError, load
@@ -126,9 +148,17 @@ def replay(name: str | None, list_them: bool, measure: bool) -> None:
         raise click.UsageError("name a recording, or use --list")
     try:
         recording = load(name)
-    except (RecordingError, OSError) as error:
+    except RecordingError as error:
         _give_up(str(error))
-    _replay(recording, measure=measure)
+    except OSError as error:
+        _give_up(_file_trouble(error, name))
+    import trio
+
+    if measure:
+        from .measure import show_accuracy as show
+    else:
+        from .recording_session import show_replay as show
+    sys.exit(0 if trio.run(show, recording) else 1)
 
 
 def _list_recordings() -> None:
@@ -136,21 +166,12 @@ def _list_recordings() -> None:
 
     for name in names():
         recording = load(name)
-        seconds = recording.duration_ns / 1e9
-        click.echo(f"{name:16} {seconds:7.2f} s {len(recording.reads):5} reads  {recording.header.title}")
+        duration = recording.duration_ns / 1e9
+        click.echo(f"{name:16} {duration:7.2f} s {len(recording.reads):5} reads  {recording.header.title}")
 
 
-def _replay(recording: Recording, *, measure: bool) -> None:
-    import trio
-
-    from .measure import measure_replay
-    from .recording_session import show_replay
-    from .terminal import show_summary
-
-    if measure:
-        click.echo(f"{recording.header.name}: {trio.run(measure_replay, recording).line()}")
-    else:
-        show_summary(trio.run(show_replay, recording))
+def _file_trouble(error: OSError, path: Path | str) -> str:
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def _give_up(message: str) -> NoReturn:

@@ -3,80 +3,125 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 import httpx
-import trio
 
 from engine import BasicAgent, Message, StreamingAgent
 from providers.http import open_client
 
 from .agents import BUILT_IN_AGENTS, build_agent, read_agents_file
-from .remote import remote_run
-from .terminal import StreamSummary, show_stream, show_summary
+from .remote import RemoteError, remote_run
+from .terminal import Opening, show_answer, show_summary
+
+PROMPT = "you> "
+
+Ask: TypeAlias = Callable[[list[Message]], Opening]
+"""How the partner of a conversation is asked: with all turns so far, the last one the user's."""
 
 
 class UnknownAgentError(ValueError):
     """No agent of that id is built in or declared."""
 
 
-def converse(agent_id: str, agents_file: Path | None, url: str | None, message: str | None) -> bool:
+async def converse(agent_id: str, agents_file: Path | None, url: str | None, message: str | None) -> bool:
     """Answer one message, or without one ask for messages until the input ends. False if the last answer failed.
 
     Ctrl-C during an answer stops that run; at the prompt it ends the conversation.
+
+    Raises:
+        AgentsFileError, UnknownAgentError, ProviderConfigError: there is no such agent, or it cannot be made.
+        RemoteError: the one message could not be sent, or its answer broke off.
     """
-    turns: list[Message] = []
-    if message is not None:
-        return _answer(agent_id, agents_file, url, turns, message)
-    answered = True
-    while True:
-        try:
-            message = click.prompt(click.style("you", bold=True), prompt_suffix="> ", err=True)
-        except click.Abort:
-            click.echo(err=True)
-            return answered
-        answered = _answer(agent_id, agents_file, url, turns, message)
-
-
-def _answer(agent_id: str, agents_file: Path | None, url: str | None, turns: list[Message], message: str) -> bool:
-    turns.append(Message("user", message))
-    try:
+    async with open_client() as client:
         if url is None:
-            summary = trio.run(_answer_here, agent_id, agents_file, turns)
+            ask = _ask_here(_find_agent(agent_id, agents_file, os.environ, client))
         else:
-            summary = trio.run(_answer_there, url, agent_id, message)
-    except KeyboardInterrupt:
-        click.secho("\nstopped", fg="yellow", err=True)
-        turns.pop()
-        return False
-    show_summary(summary)
-    if summary.failed:
-        turns.pop()
-    else:
-        turns.append(Message("assistant", summary.response))
-    return not summary.failed
+            ask = _ask_there(client, url, agent_id)
+        if message is None:
+            _greet(agent_id, url)
+            return await _talk(ask)
+        summary = await show_answer(ask([Message("user", message)]))
+        show_summary(summary)
+        return not summary.failed
 
 
-async def _answer_here(agent_id: str, agents_file: Path | None, turns: list[Message]) -> StreamSummary:
-    async with open_client() as client:
-        agent = _find_agent(agent_id, agents_file, client)
-        started_at = trio.current_time()
-        async with StreamingAgent.with_config(agent, agent.streaming).execute_streaming(turns) as events:
-            return await show_stream(events, started_at)
+def _ask_here(agent: BasicAgent) -> Ask:
+    return StreamingAgent.with_config(agent, agent.streaming).execute_streaming
 
 
-async def _answer_there(url: str, agent_id: str, message: str) -> StreamSummary:
-    async with open_client() as client:
-        started_at = trio.current_time()
-        body = {"message": message, "on_disconnect": "cancel"}
-        async with remote_run(client, url, agent_id, body) as events:
-            return await show_stream(events, started_at)
+def _ask_there(client: httpx.AsyncClient, url: str, agent_id: str) -> Ask:
+    def ask(turns: list[Message]) -> Opening:
+        return remote_run(client, url, agent_id, {"message": turns[-1].content, "on_disconnect": "cancel"})
+
+    return ask
 
 
-def _find_agent(agent_id: str, agents_file: Path | None, client: httpx.AsyncClient) -> BasicAgent:
+def _find_agent(
+    agent_id: str, agents_file: Path | None, environment: Mapping[str, str], client: httpx.AsyncClient
+) -> BasicAgent:
     declared = read_agents_file(agents_file) if agents_file else []
     records = {record.id: record for record in (*BUILT_IN_AGENTS, *declared)}
     if agent_id not in records:
         raise UnknownAgentError(f"there is no agent {agent_id!r}; there are: {', '.join(records)}")
-    return build_agent(records[agent_id], os.environ, client)
+    return build_agent(records[agent_id], environment, client)
+
+
+async def _talk(ask: Ask) -> bool:
+    turns: list[Message] = []
+    answered = True
+    while (message := _next_message()) is not None:
+        try:
+            answered = await _take_turn(ask, turns, message)
+        except RemoteError as error:
+            click.secho(f"lumos: {error}", fg="red", err=True)
+            answered = False
+    return answered
+
+
+async def _take_turn(ask: Ask, turns: list[Message], message: str) -> bool:
+    """One message and its answer; what was said of it stays in the conversation, also if it was stopped or failed."""
+    asked = Message("user", message)
+    summary = await show_answer(ask([*turns, asked]))
+    show_summary(summary)
+    if summary.response:
+        turns += asked, Message("assistant", summary.response)
+    return summary.interrupted or not summary.failed
+
+
+def _greet(agent_id: str, url: str | None) -> None:
+    if sys.stdin.isatty():
+        where = "" if url is None else f" at {url} (each message stands alone there)"
+        click.secho(f"{agent_id}{where}. Ctrl-C stops an answer, Ctrl-D ends the chat.", dim=True, err=True)
+
+
+def _next_message() -> str | None:
+    """The next message that is not blank; None when the input ends, or after Ctrl-C.
+
+    Blocks, and so does everything else: nothing goes on while a person types, and only the main thread can be
+    interrupted while it waits for input.
+    """
+    try:
+        while not (message := _read_line().strip()):
+            pass
+    except (EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            click.echo(err=True)
+        return None
+    return message
+
+
+def _read_line() -> str:
+    if not sys.stdin.isatty():
+        return input()
+    if not sys.stdout.isatty():
+        click.echo(PROMPT, nl=False, err=True)
+        return input()
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 - makes input() edit lines, where Python has it
+    return input(PROMPT)

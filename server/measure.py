@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from statistics import median
 
+import click
+import httpx
 import msgspec
 import trio
 
@@ -17,9 +19,14 @@ from providers.replay import ReplayProvider
 
 from .app import Services, create_app
 from .compose import base_url
+from .recording_session import replay_deadlines
 from .remote import remote_run
 from .serving import serve
 from .sockets import listen_tcp
+from .terminal import interruptible
+
+Arrival = tuple[int, float]
+"""How many characters came, and when: seconds from the request."""
 
 
 class ReplayAccuracy(msgspec.Struct, frozen=True):
@@ -41,28 +48,54 @@ class ReplayAccuracy(msgspec.Struct, frozen=True):
         )
 
 
+async def show_accuracy(recording: Recording) -> bool:
+    """Measure and print the figures. False if there are none: no text in the recording, or Ctrl-C."""
+    name = recording.header.name
+    if not recording.text:
+        click.secho(f"lumos: {name}: there is no text to measure", fg="red", err=True)
+        return False
+    measured = None
+    with interruptible():
+        measured = await measure_replay(recording)
+    if measured is not None:
+        click.echo(f"{name}: {measured.line()}")
+    return measured is not None
+
+
 async def measure_replay(recording: Recording) -> ReplayAccuracy:
-    """Serve the recording on a loopback socket of its own, stream it to a client, and compare the times."""
-    agent = BasicAgent(agent_id="replayed", provider=ReplayProvider(recording), model="", instructions="")
+    """Serve the recording, which has text, on a loopback socket of its own, and compare the times at a client."""
+    agent = BasicAgent(
+        agent_id="replayed",
+        provider=ReplayProvider(recording),
+        model="",
+        instructions="",
+        deadlines=replay_deadlines(recording),
+    )
     listeners = listen_tcp("127.0.0.1", 0)
     stopping = trio.Event()
     async with open_client() as client, trio.open_nursery() as nursery:
         services = Services({agent.agent_id: agent}, RunSupervisor(nursery))
         await nursery.start(serve, create_app(services), listeners, stopping)
-        started_at = trio.current_time()
-        body = {"message": "replay", "on_disconnect": "cancel"}
-        async with remote_run(client, base_url(listeners[0]), agent.agent_id, body) as events:
-            arrivals = [
-                (len(event.content), events.arrived_at - started_at)
-                async for event in events
-                if isinstance(event, TextDelta)
-            ]
+        arrivals = await _arrivals(client, base_url(listeners[0]), agent.agent_id)
         stopping.set()
     return accuracy(recording, arrivals)
 
 
-def accuracy(recording: Recording, arrivals: Sequence[tuple[int, float]]) -> ReplayAccuracy:
-    """Compare ``(characters, seconds)`` as they arrived with the recording.
+async def _arrivals(client: httpx.AsyncClient, url: str, agent_id: str) -> list[Arrival]:
+    """Stream one answer. Before it, one request opens the connection and lets the server import what it needs."""
+    await client.get(f"{url}/health/live")
+    started_at = trio.current_time()
+    body = {"message": "replay", "on_disconnect": "cancel"}
+    async with remote_run(client, url, agent_id, body) as events:
+        return [
+            (len(event.content), events.arrived_at - started_at)
+            async for event in events
+            if isinstance(event, TextDelta)
+        ]
+
+
+def accuracy(recording: Recording, arrivals: Sequence[Arrival]) -> ReplayAccuracy:
+    """Compare the arrivals, at least one, with the recording.
 
     Each event is held against the read that completed its text, so that events which carry several reads count too.
     """

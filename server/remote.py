@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
 import trio
 
 from engine.events import TERMINAL_EVENT_TYPES, Event
-from providers.sse import SSEParser
+from providers.sse import EventTooLargeError, SSEParser
 
 _decode_event = msgspec.json.Decoder(Event).decode
 
@@ -41,10 +42,16 @@ class RemoteEvents:
             if not chunk:
                 raise RemoteError("the server's stream broke off without a terminal event")
             self.arrived_at = trio.current_time()
-            self._ready = [_decode_event(frame.data) for frame in self._parser.feed(chunk)][::-1]
+            self._ready = self._decode(chunk)[::-1]
         event = self._ready.pop()
         self._ended = isinstance(event, TERMINAL_EVENT_TYPES)
         return event
+
+    def _decode(self, chunk: bytes) -> list[Event]:
+        try:
+            return [_decode_event(frame.data) for frame in self._parser.feed(chunk)]
+        except (msgspec.DecodeError, UnicodeDecodeError, EventTooLargeError) as error:
+            raise RemoteError(f"the server sent something else than Lumos's events: {error}") from error
 
 
 @asynccontextmanager
@@ -57,16 +64,27 @@ async def remote_run(
     (``server.requests.ChatRequest``); ``way`` is the last part of the path, ``/stream`` or ``/simulated``.
 
     Raises:
-        RemoteError: the server cannot be reached, or answered with another status than 200.
+        RemoteError: the server cannot be reached, answered with something else than a stream, or broke it off.
     """
-    url = f"{base_url.rstrip('/')}/api/v1/agents/{agent_id}/chat/lumosai{way}"
+    url = f"{base_url.rstrip('/')}/api/v1/agents/{quote(agent_id, safe='')}/chat/lumosai{way}"
     try:
         async with client.stream("POST", url, json=body) as response:
-            if response.status_code != httpx.codes.OK:
-                raise RemoteError(_refusal(response.status_code, await response.aread()))
+            await _check_answer(response)
             yield RemoteEvents(response)
+    except httpx.UnsupportedProtocol as error:
+        raise RemoteError(f"{base_url} is not an http or https URL") from error
+    except httpx.ConnectError as error:
+        raise RemoteError(f"cannot reach {base_url}: {error}") from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise RemoteError(f"{base_url}: {error}") from error
+
+
+async def _check_answer(response: httpx.Response) -> None:
+    content_type = response.headers.get("content-type", "nothing")
+    if response.status_code != httpx.codes.OK:
+        raise RemoteError(_refusal(response.status_code, await response.aread()))
+    if not content_type.startswith("text/event-stream"):
+        raise RemoteError(f"the server answered with {content_type[:80]}, not with a stream: is it Lumos?")
 
 
 def _refusal(status: int, body: bytes) -> str:

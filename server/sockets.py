@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
+from contextlib import ExitStack
 
 import trio
 
@@ -109,14 +110,17 @@ def listen_tcp(host: str, port: int) -> list[SocketListener]:
         OSError: the address is taken, or is none of this machine's.
     """
     listeners = []
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    ):
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
-        listening.bind(address)
-        listening.listen(LISTEN_BACKLOG)
-        listeners.append(SocketListener(listening))
+    with ExitStack() as undone:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listening = undone.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            listening.bind((address[0], port, *address[2:]))
+            listening.listen(LISTEN_BACKLOG)
+            port = listening.getsockname()[1]  # a free one, once taken, is the same on every address
+            listeners.append(SocketListener(listening))
+        undone.pop_all()
     return listeners
