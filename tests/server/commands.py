@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
 from server.cli import main
+
+LUMOS = Path(sysconfig.get_path("scripts")) / "lumos"
+"""The command as it is installed."""
 
 
 def lumos(*arguments: str | Path, typed: str | None = None, env: Mapping[str, str | None] | None = None) -> Result:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ import pytest
 from server import logs
 from server.cli import LOG_LEVELS, main
 from server.compose import ServerSettings
-from tests.server.commands import agent_at, complaint, lumos, write_agents
+from tests.server.commands import LUMOS, agent_at, complaint, lumos, write_agents
 
-LUMOS = Path(sysconfig.get_path("scripts")) / "lumos"
 COMMANDS = sorted(main.commands)
 OPTIONS = [
     pytest.param(name, option, id=f"{name} {option.opts[0]}")
@@ -172,7 +170,7 @@ class TestServeGivesUp:
 
 def test_serve_serves_until_sigterm(tmp_path: Path) -> None:
     agents = write_agents(tmp_path, agent_at("http://localhost"))
-    command = [LUMOS, "serve", "--port", "0", "--agents", agents]
+    command = [str(LUMOS), "serve", "--port", "0", "--agents", str(agents)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
