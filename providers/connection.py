@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 import h11
 import httpx
@@ -60,6 +61,15 @@ READING = ErrorTable(
 )
 
 
+@runtime_checkable
+class Forwarding(Protocol):
+    """A stream that ends at a proxy which forwards requests one by one, and so has to be told where each one goes."""
+
+    def forwarded(self, head: h11.Request) -> h11.Request:
+        """The head as the proxy wants it."""
+        ...
+
+
 class Connection:
     """A stream and the state of HTTP/1.1 on it. Whoever holds it closes it, or renews it for the next request.
 
@@ -68,6 +78,7 @@ class Connection:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+        self._forwarding = stream if isinstance(stream, Forwarding) else None
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._parsed = b""
         self._fault: h11.RemoteProtocolError | None = None
@@ -133,6 +144,10 @@ class Connection:
         self._ended = False
         return True
 
+    def leftover(self) -> bytes:
+        """What came after the head of an answer to CONNECT: the first bytes of the tunnel."""
+        return self._http.trailing_data[0]
+
     def is_readable(self) -> bool:
         """Whether the server has closed this idle connection or spoken out of turn; False where nothing can tell."""
         return is_readable(self._stream)
@@ -144,6 +159,8 @@ class Connection:
 
     async def _write(self, head: h11.Request, content: bytes) -> None:
         with WRITING:
+            if self._forwarding is not None:
+                head = self._forwarding.forwarded(head)
             events = (head, h11.Data(data=content), h11.EndOfMessage())
             wire = b"".join(self._http.send(event) for event in events)
             try:
