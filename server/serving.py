@@ -7,9 +7,12 @@ live for ever (measured: traps H1, H2 and H3 in ``docs/decisions.md``, each with
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 import h11
@@ -17,16 +20,18 @@ import msgspec
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 CLEANUP_SECONDS = 5.0
+STALL_BYTES = 65_536
 
 _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
 """What a request may ask for (RFC 9112, section 3.2): a path, ``*`` or a URL. On other targets Quart crashes."""
@@ -38,7 +43,7 @@ class ServingLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a connection may cost, in seconds.
 
     Attributes:
-        write_stall: one write to a client that does not read; then the connection is reset.
+        write_stall: what a client may take to read the next 64 KiB; then the connection is reset.
         keep_alive: an idle connection, and each request's head.
         closing: what connections get to finish once serving has ended.
     """
@@ -65,6 +70,11 @@ class ConnectionStream(Protocol):
 class _Http11(H11Protocol):
     """Hypercorn's HTTP/1.1 without the ways into cleartext HTTP/2: no browser uses them, seven of H1's inputs do."""
 
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(self.stream, WSStream) and self.stream.closed:
+            await self.send(Closed())  # refused with a 400, after which Hypercorn would wait for the client
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""
 
@@ -77,7 +87,11 @@ class _Http11(H11Protocol):
 
 
 class Connection(TCPServer):
-    """One client's connection. Whatever its bytes are, it ends nothing but itself."""
+    """One client's connection. Whatever its bytes are, it ends nothing but itself.
+
+    It lives as long as its reading does: the scope around that carries the keep-alive limit while the connection is
+    idle (no timer task, no lock), and is cancelled when this side closes or can no longer write.
+    """
 
     stream: Any  # a ConnectionStream, which Hypercorn's annotation does not foresee
     protocol: Any
@@ -87,6 +101,7 @@ class Connection(TCPServer):
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)
         self._limits = limits
+        self._reading = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve until either side closes. Raises nothing but what cancels the task (H1)."""
@@ -100,12 +115,16 @@ class Connection(TCPServer):
             with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._close()
 
+    def end_if_idle(self) -> None:
+        """Close unless a request is under way; its answer closes the connection then."""
+        if self._reading.deadline < inf:
+            self._reading.cancel(reason="serving has ended")
+
     async def _serve(self) -> None:
         peer = self.stream.socket
         client = parse_socket_addr(peer.family, peer.getpeername())
         server = parse_socket_addr(peer.family, peer.getsockname())
         async with TaskGroup() as tasks:
-            self._task_group = tasks
             self.protocol = _Http11(
                 self.app,
                 self.config,
@@ -117,21 +136,41 @@ class Connection(TCPServer):
                 server,
                 self.protocol_send,
             )
-            await self.protocol.initiate()
-            await self.idle_task.restart(tasks, self._idle_timeout)
-            await self._read_data()
+            self._set_idle(True)
+            with self._reading:
+                await self._read()
+            await self.protocol.handle(Closed())
+
+    async def _read(self) -> None:
+        """Hand to the protocol what comes, the client's end of it too."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while True:
+                data = await self.stream.receive_some(MAX_RECV)
+                await self.protocol.handle(RawData(bytes(data)))
+                if not data:
+                    return
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the client, or follow the protocol's change of state.
 
-        Quart-Trio cancels its request while Hypercorn is still inside ``send``; without a shield the keep-alive
-        timer would not start again (H3). Writes stay cancellable.
+        Quart-Trio cancels its request while Hypercorn is still inside ``send``; without a shield the connection
+        would not close after the last answer (H3). Writes stay cancellable.
         """
-        if isinstance(event, RawData):
-            await self._write(event.data)
-        else:
-            with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await super().protocol_send(event)
+        match event:
+            case RawData(data):
+                await self._write(data)
+            case Updated(idle):
+                self._set_idle(idle)
+            case Closed():
+                self._reading.cancel(reason="this side closes")  # it may wait for an answer's end, not for bytes (H7)
+                with trio.move_on_after(CLEANUP_SECONDS, shield=True):
+                    await super().protocol_send(event)
+
+    def _set_idle(self, idle: bool) -> None:
+        limit = self._limits.keep_alive if idle else inf
+        self._reading.deadline = trio.current_time() + limit
+        if self.context.terminated.is_set():
+            self.end_if_idle()
 
     async def _write(self, data: bytes) -> None:
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
@@ -140,7 +179,7 @@ class Connection(TCPServer):
             if sent < len(data):
                 await self._write_rest(data[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.protocol.handle(Closed())
+            await self.protocol_send(Closed())
         else:
             await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
 
@@ -149,20 +188,16 @@ class Connection(TCPServer):
         written = False
         try:
             async with self.send_lock:
-                with trio.move_on_after(self._limits.write_stall):
-                    await self.stream.send_all(data)
+                with trio.CancelScope() as stall:
+                    for start in range(0, len(data), STALL_BYTES):
+                        stall.deadline = trio.current_time() + self._limits.write_stall
+                        await self.stream.send_all(data[start : start + STALL_BYTES])
                     written = True
         finally:
             if not written:
                 self.stream.reset()
         if not written:
             raise trio.BrokenResourceError("the client does not read")
-
-    async def _idle_timeout(self) -> None:
-        with trio.move_on_after(self._limits.keep_alive):
-            await self.context.terminated.wait()
-        with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-            await self._initiate_server_close()
 
 
 async def serve(
@@ -178,12 +213,17 @@ async def serve(
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
     limits = limits or ServingLimits()
-    config = _hypercorn_config(limits)
+    config = _hypercorn_config()
     context = WorkerContext(None)
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
 
+    open_connections: set[Connection] = set()
+
     async def serve_connection(stream: Any) -> None:
-        await Connection(wrapped, config, context, limits, stream).run()
+        connection = Connection(wrapped, config, context, limits, stream)
+        open_connections.add(connection)
+        await connection.run()
+        open_connections.discard(connection)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -194,13 +234,14 @@ async def serve(
             await stopping.wait()
             accepting.cancel_scope.cancel(reason="serving has ended")
         await context.terminated.set()
+        for connection in open_connections:
+            connection.end_if_idle()
         connections.cancel_scope.deadline = trio.current_time() + limits.closing
 
 
-def _hypercorn_config(limits: ServingLimits) -> Config:
+def _hypercorn_config() -> Config:
     config = Config()
-    config.errorlog = None
+    config.errorlog = logging.getLogger("lumos.serving")  # bugs in a response's body end up here (Q10)
     config.accesslog = None
     config.include_server_header = False
-    config.keep_alive_timeout = limits.keep_alive
     return config
