@@ -34,8 +34,6 @@ from .vendor_errors import error_from_object
 from .wire import Endpoint, EventStreamDecoder, decode_json, encode_json
 
 NAME = "openai_responses"
-DEFAULT_BASE_URL = "https://api.openai.com/v1"
-DEFAULT_MODEL = "gpt-5-mini"
 
 MODELS_WITHOUT_REASONING = ("gpt-3.5*", "gpt-4*", "ft:gpt-[34]*", "chatgpt-4o*", "gpt-5*-chat-*")
 """Those refuse to be asked for it: "Encrypted content is not supported with this model" (HTTP 400)."""
