@@ -158,6 +158,22 @@ class LineDecoder:
         """Append the pieces of one line, which is not blank."""
 
 
+class _Typed(msgspec.Struct, gc=False):
+    type: str = ""
+
+
+_typed_decoder = msgspec.json.Decoder(_Typed)
+
+
+def event_type(event: ServerSentEvent) -> str:
+    """The type of an event that has its ``type`` in its data too, for proxies that leave the events' names out.
+
+    Raises:
+        ProviderError: ``upstream.protocol`` if an event without a name is no JSON.
+    """
+    return decode_json(_typed_decoder, event.data).type if event.event == "message" else event.event
+
+
 def decode_json(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
     """The JSON, strictly.
 
