@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -40,6 +40,10 @@ class AgentsFileError(ValueError):
     """An agents file cannot be used; the text names the file and the place."""
 
 
+class UnknownAgentError(ValueError):
+    """No agent of that id is built in or declared."""
+
+
 BUILT_IN_AGENTS = (
     AgentRecord(
         id="demo",
@@ -72,6 +76,18 @@ def read_agents_file(path: Path) -> list[AgentRecord]:
     if twice:
         raise AgentsFileError(f"{path}: agent {twice[0]!r} is declared twice")
     return records
+
+
+def find_record(agent_id: str, records: Sequence[AgentRecord]) -> AgentRecord:
+    """The record of that id among the built-in agents and these, which win.
+
+    Raises:
+        UnknownAgentError: there is none; the text names those there are.
+    """
+    known = {record.id: record for record in (*BUILT_IN_AGENTS, *records)}
+    if agent_id not in known:
+        raise UnknownAgentError(f"there is no agent {agent_id!r}; there are: {', '.join(known)}")
+    return known[agent_id]
 
 
 def build_agents(

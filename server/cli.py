@@ -6,15 +6,17 @@ import datetime
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+T = TypeVar("T")
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -63,18 +65,13 @@ def main() -> None:
 @_option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
 def serve(host: str, port: int, agents: Path | None, log_level: str, resume_grace: float, drain: float) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
-    import trio
-
-    from .agents import AgentsFileError
     from .compose import ServerSettings, run_server
     from .logs import configure_logging
 
     configure_logging(log_level)
     settings = ServerSettings(host=host, port=port, agents_file=agents, resume_grace=resume_grace, drain=drain)
     try:
-        trio.run(run_server, settings)
-    except AgentsFileError as error:
-        _give_up(str(error))
+        _run(run_server, settings)
     except OSError as error:
         _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
 
@@ -89,21 +86,11 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
 
     Without MESSAGE it asks for messages until the input ends.
     """
-    import trio
-
-    from providers.registry import ProviderConfigError
-
-    from .agents import AgentsFileError
-    from .conversation import UnknownAgentError, converse
-    from .remote import RemoteError
+    from .conversation import converse
 
     if message is not None and not message.strip():
         _give_up("the message is blank")
-    try:
-        answered = trio.run(converse, agent, agents, url, message)
-    except (AgentsFileError, UnknownAgentError, ProviderConfigError, RemoteError) as error:
-        _give_up(str(error))
-    sys.exit(0 if answered else 1)
+    sys.exit(0 if _run(converse, agent, agents, url, message) else 1)
 
 
 @main.command()
@@ -115,9 +102,7 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
 @_option("--force", is_flag=True, help="Replace the file if it is there.")
 def record(base_url: str, model: str, prompt: str, api_key_env: str | None, output: Path, force: bool) -> None:
     """Record an answer of any OpenAI-compatible API with its timing."""
-    import trio
-
-    from providers.registry import ModelConfig, ProviderConfigError
+    from providers.registry import ModelConfig
 
     from .recording_session import check_output, record_answer
 
@@ -125,9 +110,7 @@ def record(base_url: str, model: str, prompt: str, api_key_env: str | None, outp
     today = datetime.datetime.now(datetime.UTC).date()
     try:
         check_output(output, force=force)
-        complete = trio.run(record_answer, config, prompt, output, today, os.environ)
-    except ProviderConfigError as error:
-        _give_up(str(error))
+        complete = _run(record_answer, config, prompt, output, today, os.environ)
     except OSError as error:
         _give_up(_file_trouble(error, output))
     sys.exit(0 if complete else 1)
@@ -152,13 +135,11 @@ def replay(name: str | None, list_them: bool, measure: bool) -> None:
         _give_up(str(error))
     except OSError as error:
         _give_up(_file_trouble(error, name))
-    import trio
-
     if measure:
         from .measure import show_accuracy as show
     else:
         from .recording_session import show_replay as show
-    sys.exit(0 if trio.run(show, recording) else 1)
+    sys.exit(0 if _run(show, recording) else 1)
 
 
 def _list_recordings() -> None:
@@ -168,6 +149,22 @@ def _list_recordings() -> None:
         recording = load(name)
         duration = recording.duration_ns / 1e9
         click.echo(f"{name:16} {duration:7.2f} s {len(recording.reads):5} reads  {recording.header.title}")
+
+
+def _run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """Run a command's work. What its user can mend ends the command in one line."""
+    import trio
+
+    from providers.network import NetworkConfigError
+    from providers.registry import ProviderConfigError
+
+    from .agents import AgentsFileError, UnknownAgentError
+    from .remote import RemoteError
+
+    try:
+        return trio.run(function, *arguments)
+    except (AgentsFileError, NetworkConfigError, ProviderConfigError, RemoteError, UnknownAgentError) as error:
+        _give_up(str(error))
 
 
 def _file_trouble(error: OSError, path: Path | str) -> str:

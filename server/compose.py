@@ -48,10 +48,11 @@ async def run_server(settings: ServerSettings, *, task_status: trio.TaskStatus[s
 
     Raises:
         AgentsFileError: the agents file cannot be used.
+        NetworkConfigError: the environment names no usable proxy or certificates.
         OSError: the address cannot be bound.
     """
     records = read_agents_file(settings.agents_file) if settings.agents_file else []
-    async with open_client() as client:
+    async with open_client(environment=os.environ) as client:
         agents = build_agents(records, os.environ, client)
         listeners = listen_tcp(settings.host, settings.port)
         async with trio.open_nursery() as runs:

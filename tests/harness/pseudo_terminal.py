@@ -71,7 +71,7 @@ def in_terminal(command: Sequence[str], environment: Mapping[str, str] | None = 
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-S", "-c", _IN_THE_TERMINAL, *command],
-        env={**os.environ, "TERM": "dumb", **(environment or {})},
+        env={**os.environ, "TERM": "dumb", "no_proxy": "*", **(environment or {})},
         start_new_session=True,
         stdin=inside,
         stdout=inside,

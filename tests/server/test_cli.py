@@ -158,14 +158,18 @@ class TestServeGivesUp:
     def test_when_a_key_is_missing(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, agent_at("http://localhost") + 'api_key_env = "SOME_KEY"')
         line = complaint(lumos("serve", "--agents", agents, env={"SOME_KEY": None}))
-        expected = "provider 'openai_compatible' needs its key in the environment variable SOME_KEY"
-        assert line == f"agent 'local': {expected}"
+        assert line.startswith("agent 'local': ")
+        assert "SOME_KEY" in line
 
     def test_when_a_key_is_none_and_does_not_show_it(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, agent_at("http://localhost") + 'api_key_env = "SOME_KEY"')
         line = complaint(lumos("serve", "--agents", agents, env={"SOME_KEY": "sk-s€cret"}))
         assert "SOME_KEY" in line
         assert "s€cret" not in line
+
+    def test_when_the_proxy_is_none(self) -> None:
+        variables = {**NO_AGENTS_FROM_OUTSIDE, "https_proxy": "socks5://somewhere"}
+        assert "https_proxy names a SOCKS proxy" in complaint(lumos("serve", "--port", "0", env=variables))
 
 
 def test_serve_serves_until_sigterm(tmp_path: Path) -> None:

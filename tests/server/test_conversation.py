@@ -83,11 +83,15 @@ class TestOneMessage:
     def test_a_missing_key_names_its_variable(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, '[[agent]]\nid = "gpt"\nllm_config = { provider = "openai" }')
         line = complaint(lumos("chat", "Hello", "--agents", agents, "--agent", "gpt", env={"OPENAI_API_KEY": None}))
-        assert line == "provider 'openai' needs its key in the environment variable OPENAI_API_KEY"
+        assert "OPENAI_API_KEY" in line
 
     def test_a_broken_agents_file_is_named(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, "agent = 1")
         assert complaint(lumos("chat", "Hello", "--agents", agents)).startswith(f"{agents}: ")
+
+    @pytest.mark.parametrize(("variable", "value"), [("https_proxy", "socks5://x"), ("SSL_CERT_FILE", "/no/such")])
+    def test_a_network_that_is_set_up_wrong(self, variable: str, value: str) -> None:
+        assert variable in complaint(lumos("chat", "Hello", env={variable: value}))
 
     def test_a_model_server_that_is_not_there_is_an_error_event(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, agent_at("http://127.0.0.1:1"))
