@@ -35,7 +35,7 @@ _VARIABLES = {
     "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
     "https": ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
 }
-_EXCEPTIONS = ("no_proxy", "NO_PROXY")
+_BYPASS = ("no_proxy", "NO_PROXY")
 _PORTS = {"http": 80, "https": 443}
 _HOST_AND_PORT = re.compile(r"(\[.+\]|[^:]+):([0-9]{1,5})")
 
@@ -54,7 +54,7 @@ class ProxyConnect:
         self, environment: Mapping[str, str], inner: Connect, ssl_context: ssl.SSLContext | None = None
     ) -> None:
         self._inner = inner
-        self._exceptions = Exceptions(_first_set(environment, _EXCEPTIONS)[1])
+        self._bypass = Bypass(_first_set(environment, _BYPASS)[1])
         self._proxies = {scheme: proxy for scheme in _VARIABLES if (proxy := _find_proxy(environment, scheme))}
         self._ssl_context = ssl_context or (default_ssl_context() if self._proxies else None)
 
@@ -65,7 +65,7 @@ class ProxyConnect:
             ConnectionError: no way to the proxy, or it refuses; an ``OSError`` as ``Connect`` wants it.
         """
         proxy = self._proxies.get("https" if tls else "http")
-        if proxy is None or self._exceptions.hold(host, port):
+        if proxy is None or self._bypass.covers(host, port):
             return await self._inner(host, port, tls)
         try:
             stream = await self._inner(proxy.host, proxy.port, proxy.tls)
@@ -155,14 +155,14 @@ async def _open_tunnel(stream: trio.abc.Stream, proxy: Proxy, authority: str) ->
     return connection.leftover()
 
 
-class _Exception(NamedTuple):
+class _BypassEntry(NamedTuple):
     """An entry of ``no_proxy``. ``port`` is None for any."""
 
     name: str
     network: IPv4Network | IPv6Network | None
     port: int | None
 
-    def holds(self, name: str, address: IPv4Address | IPv6Address | None, port: int) -> bool:
+    def covers(self, name: str, address: IPv4Address | IPv6Address | None, port: int) -> bool:
         if self.port not in (None, port):
             return False
         if self.name == "*":
@@ -172,7 +172,7 @@ class _Exception(NamedTuple):
         return name == self.name or name.endswith(f".{self.name}")
 
 
-class Exceptions:
+class Bypass:
     """The hosts that go past the proxies: those that ``no_proxy`` lists, and this machine.
 
     Entries are separated by commas or blanks: a domain, an IP address, a network as ``10.0.0.0/8``, or ``*``, each with
@@ -181,24 +181,24 @@ class Exceptions:
     """
 
     def __init__(self, listed: str) -> None:
-        self._entries = [_parse_exception(entry) for entry in listed.lower().replace(",", " ").split()]
+        self._entries = [_parse_entry(entry) for entry in listed.lower().replace(",", " ").split()]
 
-    def hold(self, host: str, port: int) -> bool:
+    def covers(self, host: str, port: int) -> bool:
         """Whether a connection there goes past the proxies."""
         name, address = host.lower().rstrip("."), _parse_address(host)
         if name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback):
             return True
-        return any(entry.holds(name, address, port) for entry in self._entries)
+        return any(entry.covers(name, address, port) for entry in self._entries)
 
 
-def _parse_exception(entry: str) -> _Exception:
+def _parse_entry(entry: str) -> _BypassEntry:
     split = _HOST_AND_PORT.fullmatch(entry)
     host, port = (split[1], int(split[2])) if split else (entry, None)
     try:
         network = ip_network(host.strip("[]"), strict=False)
     except ValueError:
         network = None
-    return _Exception(host if host == "*" else host.removeprefix("*").strip("."), network, port)
+    return _BypassEntry(host if host == "*" else host.removeprefix("*").strip("."), network, port)
 
 
 def _parse_address(host: str) -> IPv4Address | IPv6Address | None:

@@ -61,11 +61,11 @@ class Received:
 class ServerEnd:
     """The server's end of one connection. ``client_closed_at`` is when a read of the server found the end.
 
-    ``address`` is the host, the port and whether TLS was asked for.
+    ``address`` is the host, the port and whether TLS was asked for; ``stream`` is what it reads and writes.
     """
 
     def __init__(self, stream: trio.abc.Stream, address: tuple[str, int, bool]) -> None:
-        self._stream = stream
+        self.stream = stream
         self.address = address
         self.requests: list[Received] = []
         self.closed = False
@@ -75,7 +75,7 @@ class ServerEnd:
         """Read one request to its end; None once the client has closed."""
         parser, body = h11.Connection(h11.SERVER), b""
         head: h11.Request | None = None
-        while data := await self._stream.receive_some():
+        while data := await self.stream.receive_some():
             parser.receive_data(bytes(data))
             while (event := parser.next_event()) is not h11.NEED_DATA:
                 if isinstance(event, h11.Request):
@@ -92,7 +92,7 @@ class ServerEnd:
     async def say(self, *parts: bytes, every: float = 1.0) -> None:
         """Send the parts ``every`` so many seconds, so that each one is one read of the client."""
         for part in parts:
-            await self._stream.send_all(part)
+            await self.stream.send_all(part)
             await trio.sleep(every)
 
     async def wait_client_closed(self) -> None:
@@ -103,7 +103,7 @@ class ServerEnd:
     async def aclose(self) -> None:
         """Close the server's end."""
         self.closed = True
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 class ClientEnd(trio.abc.Stream):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,43 +18,15 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, memory_stream_pair
 
-from providers.network import TcpConnect, TlsStream
+from providers.http import open_client
+from providers.network import NetworkConfigError, TcpConnect, TlsStream
 from providers.transport import TrioTransport
 
+from .certificates import Certificate
 from .scripted_network import ServerEnd, chunk, chunked_head, receive_all, with_length
 
 HELLO = with_length(b"hello")
 MODEL_ANSWER = (chunked_head(), *(chunk(b"token") for _ in range(5)), chunk(b""))
-
-
-class Certificate(NamedTuple):
-    """A self-signed certificate for localhost and 127.0.0.1, and its key."""
-
-    file: Path
-    key: Path
-
-    def server_context(self) -> ssl.SSLContext:
-        """What a server that shows it uses."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        context.load_cert_chain(self.file, self.key)
-        return context
-
-    def trusting_context(self) -> ssl.SSLContext:
-        """What a client that trusts nothing else uses."""
-        return ssl.create_default_context(cafile=self.file)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    folder = tmp_path_factory.mktemp("certificate")
-    made = Certificate(folder / "certificate.pem", folder / "key.pem")
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names}"
-    subprocess.run([*command.split(), "-keyout", made.key, "-out", made.file], check=True, capture_output=True)
-    return made
 
 
 class Corked(trio.abc.Stream):
@@ -369,6 +339,18 @@ async def test_ssl_cert_file_is_honoured_and_only_http_1_1_is_offered(
         assert (await client.get(tls_server.url)).content == b"hello"
         assert (await client.get(tls_server.url.replace("localhost", "127.0.0.1"))).content == b"hello"
     assert tls_server.protocols == ["http/1.1", "http/1.1"]
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+async def test_certificates_that_cannot_be_read_are_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "bundle.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(NetworkConfigError, match="SSL_CERT_FILE"):
+        open_client()
 
 
 async def test_cancelling_a_handshake_closes_the_socket(nursery: trio.Nursery, certificate: Certificate) -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from providers.transport import TrioTransport
+from providers.transport import EXPIRED_AT_ONCE, TrioTransport
 
 from .scripted_network import (
     NOT_MODIFIED,
@@ -156,6 +156,59 @@ async def test_expired_connections_are_closed_when_another_comes_back(
         assert [stream.closed for stream in network.clients] == [False, True]
 
 
+async def test_requests_close_what_has_expired_at_other_origins(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    network = ScriptedNetwork(nursery, answering(HELLO))
+    transport = TrioTransport(network, idle_seconds=60)
+    async with client_of(transport) as client:
+        for origin in range(10):
+            await client.get(f"http://model{origin}.test/")
+        await trio.sleep(30)
+        await client.get(URL)
+        await trio.sleep(30)
+        async with client.stream("GET", URL) as response:
+            assert network.open == 11 - EXPIRED_AT_ONCE
+            await receive_all(response)
+        assert network.open == transport.idle_connections == 11 - 2 * EXPIRED_AT_ONCE
+        await client.get(URL)
+        assert (network.open, len(network.clients)) == (1, 11)
+
+
+async def test_an_origin_with_many_expired_connections_gets_a_fresh_one(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    network = ScriptedNetwork(nursery, answering(HELLO))
+    transport = TrioTransport(network, idle_seconds=60)
+    async with client_of(transport) as client:
+        responses = [await client.send(client.build_request("GET", URL), stream=True) for _ in range(20)]
+        for response in responses:
+            await response.aread()
+        await trio.sleep(60)
+        for _ in range(3):
+            await client.get(URL)
+        assert [len(server.requests) for server in network.servers] == [1] * 20 + [3]
+        assert (network.open, transport.idle_connections) == (1, 1)
+
+
+async def test_closing_the_transport_while_stale_connections_are_closed(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    network = ScriptedNetwork(nursery, answering(HELLO), watching=True)
+    transport = TrioTransport(network)
+    client = client_of(transport)
+    responses = [await client.send(client.build_request("GET", URL), stream=True) for _ in range(3)]
+    for response in responses:
+        await response.aread()
+    for server in network.servers:
+        await server.aclose()
+    async with trio.open_nursery() as closing:
+        closing.start_soon(transport.aclose)
+        with pytest.raises(httpx.ConnectError, match="closed"):
+            await client.get(URL)
+    assert (network.open, transport.idle_connections) == (0, 0)
+
+
 async def close_after_one(server: ServerEnd) -> None:
     await server.request()
     await server.say(HELLO)
@@ -202,7 +255,7 @@ async def test_a_fresh_connection_that_says_nothing_is_not_tried_again(
 ) -> None:
     network = ScriptedNetwork(nursery, saying(then_close=True))
     async with client_of(TrioTransport(network)) as client:
-        with pytest.raises(httpx.RemoteProtocolError, match="without an answer"):
+        with pytest.raises(httpx.ReadError, match="without an answer"):
             await client.get(URL)
     assert (len(network.clients), network.open) == (1, 0)
 
@@ -220,7 +273,7 @@ async def test_a_reused_connection_that_began_to_answer_is_not_tried_again(
     network = ScriptedNetwork(nursery, cut_the_second)
     async with client_of(TrioTransport(network)) as client:
         await client.get(URL)
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx.ReadError):
             await client.get(URL)
     assert (len(network.clients), network.open) == (1, 0)
 
