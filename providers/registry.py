@@ -10,6 +10,7 @@ import msgspec
 from engine.provider import Provider
 
 from .openai_chat import DEFAULT_BASE_URL, OpenAIChatProvider
+from .recording import load, names
 from .replay import ReplayProvider
 from .wire import is_usable_key
 
@@ -64,10 +65,10 @@ def create_provider(config: ModelConfig, environment: Mapping[str, str], client:
     """The provider for a configuration. ``client`` is shared and stays the caller's to close.
 
     Raises:
-        ProviderConfigError: unknown provider, missing model, URL or key.
+        ProviderConfigError: unknown provider or recording, missing model, URL or key.
     """
     if config.provider == REPLAY:
-        return ReplayProvider()
+        return _replay_provider(config)
     vendor = VENDORS.get(config.provider)
     if vendor is None:
         raise ProviderConfigError(f"unknown provider {config.provider!r}; known are {', '.join(PROVIDER_NAMES)}")
@@ -79,6 +80,13 @@ def create_provider(config: ModelConfig, environment: Mapping[str, str], client:
         api_key=_api_key(config, vendor, environment),
         client=client,
     )
+
+
+def _replay_provider(config: ModelConfig) -> ReplayProvider:
+    """Only of a packaged recording: a configuration must not be a way to read files."""
+    if config.model not in names():
+        raise ProviderConfigError(f"no recording is named {config.model!r}; there are: {', '.join(names())}")
+    return ReplayProvider(load(config.model))
 
 
 def _base_url(config: ModelConfig, vendor: Vendor) -> str:

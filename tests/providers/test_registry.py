@@ -47,9 +47,13 @@ def test_a_compatible_server_needs_a_model_and_a_url_and_perhaps_a_key() -> None
     assert endpoint_of(LOCAL | {"base_url": "https://[::1]:8443/v1/"}).base_url == "https://[::1]:8443/v1"
 
 
-def test_replay_needs_nothing() -> None:
-    assert isinstance(create_provider(ModelConfig(provider="replay"), {}, open_client()), ReplayProvider)
+def test_replay_needs_the_name_of_a_recording_and_no_more() -> None:
+    assert isinstance(
+        create_provider(ModelConfig(provider="replay", model="gpt4o-short"), {}, open_client()), ReplayProvider
+    )
     assert default_model(ModelConfig(provider="replay", model="demo-93s")) == "demo-93s"
+    assert "gpt4o-short" in refusal({"provider": "replay", "model": "./pyproject.toml"})
+    assert "gpt4o-short" in refusal({"provider": "replay"})
 
 
 def test_an_unknown_provider_is_told_the_known_ones() -> None:
