@@ -31,6 +31,7 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 CLEANUP_SECONDS = 5.0
+LINGER_SECONDS = 2.0
 STALL_BYTES = 65_536
 
 _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
@@ -107,7 +108,8 @@ class Connection(TCPServer):
         """Serve until either side closes. Raises nothing but what cancels the task (H1)."""
         try:
             await self._serve()
-        except* OSError:
+            await self._linger()
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone
         except* Exception as crash:
             _logger.error("connection.crashed", exc_info=crash)
@@ -150,11 +152,19 @@ class Connection(TCPServer):
                 if not data:
                     return
 
+    async def _linger(self) -> None:
+        """Take what a client still sends that was answered early: closing on unread bytes would reset its answer."""
+        if self.protocol.connection.their_state in {h11.SEND_BODY, h11.ERROR}:
+            await self.stream.send_eof()
+            with trio.move_on_after(LINGER_SECONDS):
+                while await self.stream.receive_some(MAX_RECV):
+                    pass
+
     async def protocol_send(self, event: Event) -> None:
         """Write to the client, or follow the protocol's change of state.
 
-        Quart-Trio cancels its request while Hypercorn is still inside ``send``; without a shield the connection
-        would not close after the last answer (H3). Writes stay cancellable.
+        Quart-Trio cancels its request while Hypercorn is still inside ``send``; without a shield the end would not
+        go through (H3). Writes stay cancellable.
         """
         match event:
             case RawData(data):
@@ -164,7 +174,7 @@ class Connection(TCPServer):
             case Closed():
                 self._reading.cancel(reason="this side closes")  # it may wait for an answer's end, not for bytes (H7)
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    await super().protocol_send(event)
+                    await self.protocol.handle(event)
 
     def _set_idle(self, idle: bool) -> None:
         limit = self._limits.keep_alive if idle else inf
