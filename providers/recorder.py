@@ -1,17 +1,25 @@
-"""The recorder: a provider around another one that notes what each read brought, and when."""
+"""The recorder: a provider around another one that notes what each read brought, and when.
+
+Of a provider over HTTP it notes the bytes too, with their read boundaries, and the request's body: it asks through the
+same provider with a wire that listens.
+"""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import trio
 
 from engine.errors import ProviderError
 from engine.pieces import Emit, FinishPiece, Piece, RequestSentPiece
 from engine.provider import ModelRequest, Provider
 
+from .http import Decoder, VendorRequest
 from .recording import FORMAT, RecordedFailure, RecordedRead, Recording, RecordingError, RecordingHeader
+from .wire import Endpoint, HttpProvider, Wire
 
 
 class Recorder:
@@ -34,8 +42,11 @@ class Recorder:
             answer.note(pieces)
             emit(pieces)
 
+        inner = self._inner
+        if isinstance(inner, HttpProvider):
+            inner = inner.tapped(lambda wire: _TappedWire(wire, answer))
         try:
-            await self._inner.stream(request, note_and_emit)
+            await inner.stream(request, note_and_emit)
         except ProviderError as error:
             answer.end(RecordedFailure(answer.elapsed_ns(), error.code, str(error)))
             raise
@@ -85,6 +96,7 @@ class Recorder:
             licence=licence,
             prompt=_last_user_message(chosen.request),
             note=_with_failure(note, chosen.failure),
+            request=chosen.request_body,
             failure=chosen.failure,
         )
         return Recording(header, tuple(chosen.reads))
@@ -96,6 +108,7 @@ class _Answer:
     def __init__(self, request: ModelRequest) -> None:
         self.request = request
         self.reads: list[RecordedRead] = []
+        self.request_body: Any = None
         self.finished = False
         self.ended = False
         self.failure: RecordedFailure | None = None
@@ -105,12 +118,21 @@ class _Answer:
         """Nanoseconds since the request; rounded, for a float of seconds is off by less than half a nanosecond."""
         return round((trio.current_time() - self._start) * 1e9)
 
+    def note_raw(self, chunk: bytes) -> None:
+        """Keep the bytes of one read, with the time. Its pieces, if it has any, come right after."""
+        self.reads.append(RecordedRead(self.elapsed_ns(), raw=chunk))
+
     def note(self, pieces: Sequence[Piece]) -> None:
         """Keep a copy of what one read brought, with the time."""
         kept = tuple(piece for piece in pieces if not isinstance(piece, RequestSentPiece))
-        if kept:
+        if not kept:
+            return
+        latest = self.reads[-1] if self.reads else None
+        if latest is not None and latest.raw is not None and not latest.pieces:
+            self.reads[-1] = RecordedRead(latest.at_ns, kept, latest.raw)
+        else:
             self.reads.append(RecordedRead(self.elapsed_ns(), kept))
-            self.finished = self.finished or any(isinstance(piece, FinishPiece) for piece in kept)
+        self.finished = self.finished or any(isinstance(piece, FinishPiece) for piece in kept)
 
     def cut(self, message: str) -> RecordedFailure:
         """An end that is not the vendor's doing, or of which the vendor said nothing."""
@@ -120,6 +142,53 @@ class _Answer:
         """Close the books; None if the answer is complete."""
         self.failure = failure
         self.ended = True
+
+
+class _TappedWire:
+    """A wire that notes the request's body and gives decoders that note every read."""
+
+    def __init__(self, wire: Wire, answer: _Answer) -> None:
+        self._wire = wire
+        self._answer = answer
+
+    def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
+        """The wire's request; its headers, which hold the key, are not noted."""
+        vendor_request = self._wire.request(request, endpoint)
+        self._answer.request_body = msgspec.json.decode(vendor_request.content)
+        return vendor_request
+
+    def decoder(self) -> Decoder:
+        """The wire's decoder, listened to."""
+        return _TappedDecoder(self._wire.decoder(), self._answer)
+
+
+class _TappedDecoder:
+    """A decoder that notes every read before it decodes it."""
+
+    def __init__(self, decoder: Decoder, answer: _Answer) -> None:
+        self._decoder = decoder
+        self._answer = answer
+        self.content_type = decoder.content_type
+
+    @property
+    def done(self) -> bool:
+        """As the decoder's."""
+        return self._decoder.done
+
+    @property
+    def may_end(self) -> bool:
+        """As the decoder's."""
+        return self._decoder.may_end
+
+    @property
+    def overrun(self) -> bool:
+        """As the decoder's."""
+        return self._decoder.overrun
+
+    def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
+        """As the decoder's."""
+        self._answer.note_raw(chunk)
+        self._decoder.feed(chunk, pieces)
 
 
 def _last_user_message(request: ModelRequest) -> str:

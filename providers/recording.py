@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -63,7 +63,8 @@ class RecordingHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     """The first line: what was recorded, where it comes from and under which terms.
 
     ``name`` is lower-case words joined by hyphens and, for a packaged recording, the file's stem. ``title`` is for
-    people. ``provider`` and ``model`` are who answered. ``recorded`` is the day of the recording. ``source`` and
+    people. ``provider`` and ``model`` are who answered; raw bytes are in that provider's wire format. ``request`` is the
+    body that was sent, if it was recorded. ``recorded`` is the day of the recording. ``source`` and
     ``licence`` travel with the data. ``prompt`` is what the model was asked. ``note`` tells what was changed or is
     missing. ``failure`` is None for a complete answer.
     """
@@ -78,6 +79,7 @@ class RecordingHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     licence: str
     prompt: str
     note: str = ""
+    request: Any = None
     failure: RecordedFailure | None = None
 
     def __post_init__(self) -> None:
@@ -85,11 +87,16 @@ class RecordingHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
             raise RecordingError(f"the name {self.name!r} is not lower-case words joined by hyphens", line=1)
 
 
-class RecordedRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one upstream read brought: ``pieces``, at least one, ``at_ns`` nanoseconds after the request."""
+class RecordedRead(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one upstream read brought, ``at_ns`` nanoseconds after the request.
+
+    ``pieces`` is what the bytes meant, ``raw`` (base64 in the file) the bytes themselves, where they were recorded. A
+    read without raw bytes has at least one piece; one with them may have none (keep-alives, half an event).
+    """
 
     at_ns: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece, ...] = ()
+    raw: bytes | None = None
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -112,6 +119,11 @@ class Recording(msgspec.Struct, frozen=True):
         return "".join(piece.text for _, piece in _pieces(self) if isinstance(piece, TextPiece))
 
     @property
+    def has_raw(self) -> bool:
+        """Whether every read has the vendor's own bytes."""
+        return bool(self.reads) and all(read.raw is not None for read in self.reads)
+
+    @property
     def duration_ns(self) -> int:
         """Nanoseconds from the request to the last read."""
         return self.reads[-1].at_ns if self.reads else 0
@@ -129,7 +141,7 @@ def _check_offsets(recording: Recording) -> None:
     for line, read in enumerate(recording.reads, 2):
         if read.at_ns < before:
             raise RecordingError(f"at_ns goes back from {before} to {read.at_ns}", line=line)
-        if not read.pieces:
+        if not read.pieces and not read.raw:
             raise RecordingError("a read without pieces: leave it out", line=line)
         before = read.at_ns
     failure = recording.header.failure
@@ -179,7 +191,7 @@ def _decode_read(line: bytes, number: int) -> RecordedRead:
     """Decode one read and refuse fields that its pieces do not have: the engine's types would drop them unseen."""
     read = _decode(_read_decoder, line, number)
     if _encoder.encode(read) != line:
-        for piece, raw in zip(read.pieces, msgspec.json.decode(line)["pieces"], strict=True):
+        for piece, raw in zip(read.pieces, msgspec.json.decode(line).get("pieces", []), strict=True):
             unknown = raw.keys() - {"type", *piece.__struct_fields__}
             if unknown:
                 raise RecordingError(f"a {raw['type']} piece has no field {min(unknown)!r}", line=number)

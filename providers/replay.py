@@ -46,7 +46,8 @@ class ReplayProvider:
         emit((RequestSentPiece(),))
         for read in recording.reads:
             await trio.sleep_until(start + read.at_ns / self._ns_per_second)
-            emit(read.pieces)
+            if read.pieces:
+                emit(read.pieces)
         failure = recording.header.failure
         if failure is not None:
             await trio.sleep_until(start + failure.at_ns / self._ns_per_second)

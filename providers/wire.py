@@ -7,7 +7,7 @@ pieces (``Decoder``). Neither touches a connection, so both are tested on bytes 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -83,6 +83,10 @@ class HttpProvider:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self._endpoint!r})"
 
+    def tapped(self, tap: Callable[[Wire], Wire]) -> HttpProvider:
+        """The same provider with its wire inside another one, which may listen (the recorder). Owns no client."""
+        return HttpProvider(self.name, tap(self._wire), self._endpoint, self._client)
+
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         """Answer the request; see ``engine.provider.Provider``."""
         vendor_request = self._wire.request(request, self._endpoint)
@@ -106,8 +110,7 @@ class EventStreamDecoder:
 
     def __init__(self) -> None:
         self._events = SSEParser()
-        self.done = False
-        self.may_end = False
+        self.done = self.may_end = self.overrun = False
 
     def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
         """Append the pieces that these bytes completed; see ``Decoder``."""
@@ -120,9 +123,10 @@ class EventStreamDecoder:
 
     def _decode_events(self, events: Sequence[ServerSentEvent], pieces: list[Piece]) -> None:
         for event in events:
-            self.decode_event(event, pieces)
             if self.done:
-                break  # what follows the end mark is not part of the answer
+                self.overrun = True
+                break
+            self.decode_event(event, pieces)
 
     @abstractmethod
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
@@ -136,8 +140,7 @@ class LineDecoder:
 
     def __init__(self) -> None:
         self._unfinished = bytearray()
-        self.done = False
-        self.may_end = False
+        self.done = self.may_end = self.overrun = False
 
     def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
         """Append the pieces that these bytes completed; see ``Decoder``."""
@@ -147,9 +150,10 @@ class LineDecoder:
             line = bytes(self._unfinished)
             self._unfinished[:] = rest
             if line.strip():
+                if self.done:
+                    self.overrun = True
+                    return
                 self.decode_line(line, pieces)
-            if self.done:
-                return  # what follows the end mark is not part of the answer
         if len(self._unfinished) > MAX_LINE_BYTES:
             raise ProviderError("upstream.protocol", f"the model sent a line of over {MAX_LINE_BYTES} bytes")
 

@@ -12,9 +12,13 @@ from trio.testing import MockClock
 from engine.errors import OutputLimitError, ProviderError
 from engine.pieces import Emit, FinishPiece, Piece, RequestSentPiece, TextPiece, UsagePiece
 from engine.provider import Message, ModelRequest, Provider
+from providers.http import open_client
+from providers.openai_chat import OpenAIChatProvider
 from providers.recorder import Recorder
 from providers.recording import RecordedFailure, RecordedRead, Recording, RecordingError, dumps, load, loads, names
 from providers.replay import ReplayProvider
+from tests.harness.memory_network import MemoryNetwork
+from tests.harness.vendor import PLAIN_STREAM_HEAD, Act, play_script, text_event
 
 PACKAGED = {name: load(name) for name in names()}
 REPLAY = ReplayProvider()
@@ -233,3 +237,43 @@ async def test_name_and_aclose_are_the_inner_ones(autojump_clock: MockClock) -> 
     recorder = Recorder(inner)
     await recorder.aclose()
     assert (recorder.name, inner.closed) == ("scripted", True)
+
+
+async def test_a_provider_over_http_is_recorded_with_its_bytes_and_its_request(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork()
+    script: list[Act] = [
+        PLAIN_STREAM_HEAD,
+        1.0,
+        b": keep-alive\n\n",
+        1.0,
+        text_event("one ") + text_event("two")[:9],
+        0.5,
+        text_event("two")[9:],
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+        0.25,
+        b"data: [DONE]\n\n",
+        "close",
+    ]
+    client = open_client(network.connect)
+    key = "sk-secret-0123456789"
+    provider = OpenAIChatProvider(api_key=key, base_url="http://vendor/v1", client=client)
+    recorder = Recorder(provider)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play_script, network.listen("vendor", 80), script)
+        await recorder.stream(ModelRequest((Message("user", "count"),), "m"), lambda _: None)
+        nursery.cancel_scope.cancel()
+    await client.aclose()
+    recording = recorder.recording(
+        name="raw", title="", recorded=datetime.date(2026, 11, 22), source="a test", licence="MIT"
+    )
+    assert recording.has_raw
+    assert [read.at_ns for read in recording.reads] == [1_000_000_000, 2_000_000_000, 2_500_000_000, 2_750_000_000]
+    assert b"".join(read.raw or b"" for read in recording.reads) == b"".join(
+        act for act in script[1:] if isinstance(act, bytes)
+    )
+    assert recording.reads[0].pieces == ()
+    assert recording.text == "one two"
+    assert recording.header.request["messages"] == [{"role": "user", "content": "count"}]
+    stored = dumps(recording)
+    assert key.encode() not in stored
+    assert loads(stored) == recording
