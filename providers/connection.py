@@ -16,6 +16,9 @@ from .network import READ_BYTES, is_readable
 MAX_HEAD_BYTES = 65_536
 """A response head that is still incomplete past this many bytes is refused."""
 
+HTTP = b"HTTP/"
+"""What the head of a response begins with."""
+
 CLOSE_SECONDS = 1.0
 """Limit of the shield around a forceful close, which by trio's contract does not block at all."""
 
@@ -59,6 +62,8 @@ READING = ErrorTable(
         h11.RemoteProtocolError: httpx.RemoteProtocolError,
     }
 )
+READING_AFTER_THE_END = ErrorTable({h11.RemoteProtocolError: httpx.ReadError})
+"""Once the server has closed, what is incomplete was cut: a broken connection, and nothing against its HTTP."""
 
 
 @runtime_checkable
@@ -82,7 +87,8 @@ class Connection:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._parsed = b""
         self._fault: h11.RemoteProtocolError | None = None
-        self._ended = False
+        self._reading = READING
+        self._ended = self._closed = False
         self.written = False
         self.answered = False
 
@@ -115,12 +121,12 @@ class Connection:
         """All body bytes that one read brought, as one chunk; b"" at the end of the body.
 
         Raises:
-            httpx.ReadError: the connection broke.
-            httpx.RemoteProtocolError: the body is malformed or cut; what came before the fault is returned first.
+            httpx.ReadError: the connection broke or ended; what came before is returned first.
+            httpx.RemoteProtocolError: the body is malformed; what came before is returned first.
         """
         while not self._parsed and not self._ended:
             if self._fault is not None:
-                with READING:
+                with self._reading:
                     raise self._fault
             await self._read()
             self._parse_body()
@@ -135,7 +141,7 @@ class Connection:
     def renew(self) -> bool:
         """Make ready for another request; False if this connection must be closed instead."""
         leftover, closed = self._http.trailing_data
-        if leftover or closed or not self.finished:
+        if leftover or closed or self._closed or not self.finished:
             return False
         try:
             self._http.start_next_cycle()
@@ -154,6 +160,7 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close at once: does not block and does not raise, also under cancellation. Idempotent."""
+        self._closed = True
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await trio.aclose_forcefully(self._stream)
 
@@ -172,7 +179,7 @@ class Connection:
     async def _read_head(self) -> h11.Response:
         while True:
             await self._read()
-            with READING:
+            with self._reading:
                 head = self._parse_head()
             if head is not None:
                 self._parse_body()
@@ -181,8 +188,10 @@ class Connection:
     async def _read(self) -> None:
         with READING:
             data = await self._stream.receive_some(READ_BYTES)
-        if not data and not self.answered:
-            raise httpx.RemoteProtocolError("the server closed the connection without an answer")
+        if not data:
+            self._reading = READING_AFTER_THE_END
+            if not self.answered:
+                raise httpx.ReadError("the server closed the connection without an answer")
         self.answered = True
         self._http.receive_data(bytes(data))
 
@@ -192,6 +201,8 @@ class Connection:
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise h11.RemoteProtocolError("the server switched to another protocol")
+        if not HTTP.startswith(self._http.trailing_data[0][: len(HTTP)]):
+            raise h11.RemoteProtocolError("the server speaks another protocol")  # h11 would wait for a blank line
         return None
 
     def _parse_body(self) -> None:
@@ -238,8 +249,8 @@ class ResponseBody(httpx.AsyncByteStream):
         An error or a cancellation in here closes the connection.
 
         Raises:
-            httpx.ReadError: the connection broke.
-            httpx.RemoteProtocolError: the body is malformed or cut; what came before the fault is returned first.
+            httpx.ReadError: the connection broke or ended; what came before is returned first.
+            httpx.RemoteProtocolError: the body is malformed; what came before is returned first.
             httpx.StreamClosed: the body was closed before its end.
         """
         if self._connection is None:
@@ -253,15 +264,21 @@ class ResponseBody(httpx.AsyncByteStream):
             raise
 
     async def drain(self, limit_seconds: float, limit_bytes: int) -> None:
-        """Throw the rest away so that the connection can be used again, then close; past a limit just close."""
+        """Throw the rest away so that the connection can be used again; past a limit close it."""
         try:
             with trio.move_on_after(limit_seconds), contextlib.suppress(httpx.TransportError, httpx.StreamClosed):
                 while chunk := await self.receive():
                     limit_bytes -= len(chunk)
                     if limit_bytes < 0:
-                        break
+                        await self.discard()
         finally:
             await self.aclose()
+
+    async def discard(self) -> None:
+        """Close the connection, even if the body came to its end: its server sent what makes one doubt it."""
+        if self._connection is not None:
+            await self._connection.aclose()
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Give a connection whose body was read to its end back, close any other at once. Never blocks; idempotent."""

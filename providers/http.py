@@ -42,13 +42,21 @@ _TRANSPORT_ERRORS: tuple[tuple[type[httpx.TransportError], ProviderErrorCode, st
 
 
 class Decoder(Protocol):
-    """Turns one answer's bytes into pieces; holds the state of that answer."""
+    """Turns one answer's bytes into pieces; holds the state of that answer.
+
+    ``content_type`` is what the answer's media type begins with, in lower case.
+    """
 
     content_type: str
 
     @property
     def done(self) -> bool:
         """Whether the vendor's own end mark was seen: what follows is not part of the answer."""
+        ...
+
+    @property
+    def overrun(self) -> bool:
+        """Whether more of the format followed the end mark in the same chunk. It is ignored."""
         ...
 
     @property
@@ -134,7 +142,7 @@ def _meaning_of(error: httpx.TransportError) -> ProviderError:
 
 async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit) -> None:
     body: ResponseBody = response.extensions["body"]
-    if response.status_code != httpx.codes.OK or _media_type(response) != decoder.content_type:
+    if response.status_code != httpx.codes.OK or not _media_type(response).startswith(decoder.content_type):
         raise error_from_response(response.status_code, response.headers, await _read_error(body))
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
@@ -150,7 +158,10 @@ async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit)
         finally:  # what came before an error was said
             if pieces:
                 emit(pieces)
-    await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
+    if decoder.overrun:
+        await body.discard()
+    else:
+        await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
 
 
 def _media_type(response: httpx.Response) -> str:

@@ -93,8 +93,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
         Raises:
             httpx.ConnectError: nobody there, no such name, certificate refused, or a proxy wants credentials.
-            httpx.WriteError, httpx.ReadError: the connection broke.
-            httpx.RemoteProtocolError: the server's answer is cut or is not HTTP.
+            httpx.WriteError, httpx.ReadError: the connection broke, or ended before the answer did.
+            httpx.RemoteProtocolError: the server's answer is not HTTP.
             httpx.LocalProtocolError, httpx.UnsupportedProtocol: the request cannot be sent as it is.
         """
         origin = _origin_of(request.url)
@@ -105,7 +105,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         if connection := await self._take_idle(origin):
             try:
                 return await self._exchange(origin, connection, head, content, on_written)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
+            except httpx.NetworkError:
                 if connection.answered or self._closed:
                     raise
             if connection.written:

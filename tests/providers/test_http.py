@@ -114,7 +114,7 @@ async def test_a_streams_content_type_in_any_form(autojump_clock: MockClock, con
         assert here.said == [SENT, TextPiece("word"), STOP]
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/html; charset=utf-8", "text/event-streams", ""])
+@pytest.mark.parametrize("content_type", ["application/json", "text/html; charset=utf-8", "text/plain", ""])
 async def test_another_content_type_is_no_stream(autojump_clock: MockClock, content_type: str) -> None:
     head = STREAM_HEAD.replace(b"text/event-stream", content_type.encode())
     async with scene([head, WORD, DONE]) as here:
@@ -287,10 +287,11 @@ async def test_a_complete_answer_is_never_a_timeout(autojump_clock: MockClock) -
     "rest",
     [
         [0.25, WORD, 0.25, LAST_CHUNK],
+        [0.25, WORD + LAST_CHUNK],
         [LAST_CHUNK + b"HTTP/1.1 200 OK\r\n\r\n"],
         [0.25, LAST_CHUNK + answer(b"")],
     ],
-    ids=["event, end", "second response", "second response later"],
+    ids=["event, end", "event with end", "second response", "second response later"],
 )
 async def test_a_server_that_goes_on_after_the_end_mark_is_not_asked_again_on_that_connection(
     autojump_clock: MockClock, rest: list[Act]
@@ -300,6 +301,12 @@ async def test_a_server_that_goes_on_after_the_end_mark_is_not_asked_again_on_th
         assert (here.said, here.open) == ([SENT, TextPiece("word"), STOP], [])
         await here.ask()
         assert len(here.network.connections) == 2
+
+
+async def test_events_after_the_end_mark_in_its_own_read_close_the_connection_too(autojump_clock: MockClock) -> None:
+    async with scene([STREAM_HEAD, WORD + chunked(DONE_EVENT) + WORD + LAST_CHUNK]) as here:
+        await here.ask()
+        assert (here.said, here.open) == ([SENT, TextPiece("word"), STOP], [])
 
 
 async def test_the_rest_of_the_end_marks_line_is_no_reason_to_close(autojump_clock: MockClock) -> None:

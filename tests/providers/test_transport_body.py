@@ -99,28 +99,45 @@ async def test_a_body_may_be_delimited_by_close(nursery: trio.Nursery, autojump_
 
 
 # X10: what was said before the fault, and the parts of the answer, after which the server closes.
-BROKEN: dict[str, tuple[list[bytes], list[bytes]]] = {
+CUT: dict[str, tuple[list[bytes], list[bytes]]] = {
     "no bytes": ([], []),
     "mid head": ([], [HEAD[:20]]),
+    "mid first word of the head": ([], [HEAD[:3]]),
+    "mid interim head": ([], [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2"]),
+    "between head and body": ([], [HEAD]),
+    "mid chunk": ([b"a", b"bc"], [HEAD, chunk(b"a"), b"5\r\nbc"]),
+    "mid size of a chunk": ([b"a"], [HEAD, chunk(b"a"), b"5"]),
+    "between chunks": ([b"a"], [HEAD, chunk(b"a")]),
+    "mid last chunk": ([b"a"], [HEAD, chunk(b"a"), b"0\r\n"]),
+    "too long content-length": ([b"abc"], [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"]),
+}
+MALFORMED: dict[str, tuple[list[bytes], list[bytes]]] = {
     "garbage": ([], [b"\x16\x03\x01 this is not HTTP\r\n\r\n"]),
-    "garbage that looks like text": ([], [b"SSH-2.0-OpenSSH_9.2\r\n\r\n"]),
+    "garbage without a line's end": ([], [b"\x15\x03\x01\x00\x02\x02\x28"]),
+    "garbage that looks like text": ([], [b"SSH-2.0-OpenSSH_9.2\r\n"]),
+    "garbage byte by byte": ([], [b"H", b"T", b"M", b"L"]),
     "unasked upgrade": ([], [b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"]),
     "unknown transfer encoding": ([], [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"]),
     "two lengths": ([], [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"]),
-    "mid chunk": ([b"a", b"bc"], [HEAD, chunk(b"a"), b"5\r\nbc"]),
-    "between chunks": ([b"a"], [HEAD, chunk(b"a")]),
     "bad chunk": ([b"a"], [HEAD, chunk(b"a"), b"xyz\r\n"]),
     "bad chunk in the same read": ([b"a"], [HEAD, chunk(b"a") + b"xyz\r\n"]),
     "bad chunk with the head": ([b"a"], [HEAD + chunk(b"a") + b"xyz\r\n"]),
     "bad end of a chunk": ([b"abc"], [HEAD, b"3\r\nabcdef"]),
     "endless size of a chunk": ([], [HEAD, b"0" * 200_000]),
-    "too long content-length": ([b"abc"], [b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"]),
+}
+BROKEN = {
+    **{name: (httpx.ReadError, *broken) for name, broken in CUT.items()},
+    **{name: (httpx.RemoteProtocolError, *broken) for name, broken in MALFORMED.items()},
 }
 
 
-@pytest.mark.parametrize(("said", "parts"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("error", "said", "parts"), BROKEN.values(), ids=BROKEN)
 async def test_x10_a_broken_upstream_is_an_error_after_what_was_said(
-    nursery: trio.Nursery, autojump_clock: MockClock, said: list[bytes], parts: list[bytes]
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    error: type[httpx.TransportError],
+    said: list[bytes],
+    parts: list[bytes],
 ) -> None:
     network = ScriptedNetwork(nursery, saying(*parts, then_close=True))
     transport = TrioTransport(network)
@@ -131,7 +148,7 @@ async def test_x10_a_broken_upstream_is_an_error_after_what_was_said(
             while data := await body_of(response).receive():
                 received.append(data)
 
-    with pytest.raises(httpx.RemoteProtocolError) as failure:
+    with pytest.raises(error) as failure:
         await receive()
     assert received == said
     assert (network.open, transport.open_connections, transport.idle_connections) == (0, 0, 0)
@@ -289,6 +306,29 @@ async def test_drain_gives_up_and_closes_past_its_limits(
         await body_of(response).drain(5.5, limit_bytes)
         assert (trio.current_time(), network.open, transport.open_connections) == (gives_up_at, 0, 0)
         await body_of(response).drain(5.5, limit_bytes)
+
+
+@pytest.mark.parametrize("rest", [chunk(b"rest"), chunk(b"rest") + chunk(b"")], ids=["more", "more and the end"])
+async def test_drain_closes_past_its_bytes_also_if_the_end_came_with_them(
+    nursery: trio.Nursery, autojump_clock: MockClock, rest: bytes
+) -> None:
+    network = ScriptedNetwork(nursery, saying(HEAD + chunk(b"[DONE]"), rest))
+    transport = TrioTransport(network)
+    async with get(network, transport) as response:
+        assert await body_of(response).receive() == b"[DONE]"
+        await body_of(response).drain(60, 3)
+        assert (trio.current_time(), network.open, transport.idle_connections) == (1.0, 0, 0)
+
+
+async def test_discard_closes_also_after_a_whole_body(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    network = ScriptedNetwork(nursery, answering(with_length(b"whole")))
+    transport = TrioTransport(network)
+    async with get(network, transport) as response:
+        assert await receive_all(response) == [b"whole"]
+        for _ in range(2):
+            await body_of(response).discard()
+            assert (network.open, transport.open_connections, transport.idle_connections) == (0, 0, 0)
+        assert await body_of(response).receive() == b""
 
 
 async def test_drain_forgives_a_broken_end(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
