@@ -33,8 +33,6 @@ from .vendor_errors import error_from_object
 from .wire import Endpoint, EventStreamDecoder, decode_json, encode_json, event_type
 
 NAME = "anthropic"
-DEFAULT_BASE_URL = "https://api.anthropic.com"
-DEFAULT_MODEL = "claude-sonnet-5"
 API_VERSION = "2023-06-01"
 
 DEFAULT_MAX_TOKENS = 8192

@@ -31,8 +31,6 @@ from .vendor_errors import error_from_object
 from .wire import Endpoint, EventStreamDecoder, decode_json, encode_json, event_type
 
 NAME = "cohere"
-DEFAULT_BASE_URL = "https://api.cohere.com/v2"
-DEFAULT_MODEL = "command-a-03-2025"
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "COMPLETE": "stop",
@@ -249,7 +247,11 @@ def _calling_message(message: Message) -> dict[str, Any]:
     chat: dict[str, Any] = {
         "role": "assistant",
         "tool_calls": [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments or "{}"},
+            }
             for call in message.tool_calls
         ],
     }
@@ -279,14 +281,15 @@ def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 class CohereWire:
-    """Chat v2 at ``{base_url}/chat`` with a bearer key."""
+    """Chat at ``{base_url}/v2/chat`` with a bearer key; a base URL that ends in ``/v2`` will do."""
 
     def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
         """The HTTP request for a streamed answer. Raises ``ProviderError``."""
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        return VendorRequest(f"{endpoint.base_url}/chat", headers, chat_request_body(request))
+        url = f"{endpoint.base_url.removesuffix('/v2')}/v2/chat"
+        return VendorRequest(url, headers, chat_request_body(request))
 
     def decoder(self) -> CohereDecoder:
         """A decoder for one answer."""

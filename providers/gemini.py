@@ -36,8 +36,6 @@ from .vendor_errors import error_from_object
 from .wire import Endpoint, EventStreamDecoder, decode_json, encode_json
 
 NAME = "gemini"
-DEFAULT_BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
-DEFAULT_MODEL = "gemini-flash-latest"
 
 FINISH_REASONS: dict[str, FinishReason] = {
     "STOP": "stop",
