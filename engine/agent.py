@@ -82,6 +82,8 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             RunFailedError: the run ended in an ``error`` event.
+            RunStoppedError: the run was stopped.
+            DeadlineTooLongError: the options ask for more than the agent's deadlines allow.
         """
         async with StreamingAgent(self, self.streaming).execute_streaming(messages, options) as events:
             async for event in events:
