@@ -1,4 +1,4 @@
-"""From a provider's name in a configuration to the provider: one table."""
+"""From an agent's ``llm_config`` to its provider: the vendors' table, keys from the environment, fallbacks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import msgspec
 
 from engine.provider import Provider
 
-from .openai_chat import DEFAULT_BASE_URL, OpenAIChatProvider
+from .failover import FailoverPolicy, FailoverProvider, Link
 from .recording import load, names
 from .replay import ReplayProvider
-from .wire import is_usable_key
+from .vendors import ALIASES, VENDORS, Vendor
+from .wire import Endpoint, HttpProvider, is_usable_key
+
+REPLAY = "replay"
+PROVIDER_NAMES = (*VENDORS, *ALIASES, REPLAY)
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,8 +25,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         provider: a name from the registry.
         model: the vendor's model name; for ``replay`` a recording's name. Empty takes the provider's default.
-        base_url: where the vendor's API is, without the last part of the path.
+        base_url: where the vendor's API is, without the last part of the path; else ``LUMOS_<PROVIDER>_BASE_URL`` or
+            the vendor's own.
         api_key_env: the environment variable that holds the key; never the key itself.
+        retries: how often the provider is asked again before the first content, after a failure that may pass.
+        connect, first_token: seconds for each attempt; the run's own, where shorter, rule.
+        fallbacks: who is asked instead when this provider fails before its first content.
+        hedge_after: seconds without content after which the first fallback is asked as well.
     """
 
     provider: str
@@ -31,23 +40,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api_key_env: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
-
-
-class Vendor(msgspec.Struct, frozen=True):
-    """What the registry knows of a vendor: the defaults for what a configuration leaves out."""
-
-    default_model: str
-    base_url: str | None
-    api_key_env: str | None
-    key_required: bool
-
-
-VENDORS: dict[str, Vendor] = {
-    "openai": Vendor("gpt-4o-mini", DEFAULT_BASE_URL, "OPENAI_API_KEY", key_required=True),
-    "openai_compatible": Vendor("", None, None, key_required=False),
-}
-REPLAY = "replay"
-PROVIDER_NAMES = (*VENDORS, REPLAY)
+    retries: int = 2
+    connect: float = 10.0
+    first_token: float = 30.0
+    fallbacks: tuple[ModelConfig, ...] = ()
+    hedge_after: float | None = None
 
 
 class ProviderConfigError(ValueError):
@@ -56,30 +53,50 @@ class ProviderConfigError(ValueError):
 
 def default_model(config: ModelConfig) -> str:
     """The model that the configuration means."""
-    if config.model or config.provider not in VENDORS:
-        return config.model
-    return VENDORS[config.provider].default_model
+    vendor = find_vendor(config.provider)
+    return config.model or (vendor.default_model if vendor else "")
+
+
+def find_vendor(name: str) -> Vendor | None:
+    """The vendor of that name or alias."""
+    return VENDORS.get(ALIASES.get(name, name))
 
 
 def create_provider(config: ModelConfig, environment: Mapping[str, str], client: httpx.AsyncClient) -> Provider:
-    """The provider for a configuration. ``client`` is shared and stays the caller's to close.
+    """The provider for a configuration, with its retries and fallbacks. ``client`` stays the caller's to close.
 
     Raises:
         ProviderConfigError: unknown provider or recording, missing model, URL or key.
     """
+    if config.provider == REPLAY and not config.fallbacks:
+        return _replay_provider(config)
+    chain = (config, *config.fallbacks)
+    if any(link.fallbacks for link in config.fallbacks):
+        raise ProviderConfigError("a fallback has no fallbacks of its own: list them one after the other")
+    links = [
+        Link(
+            provider=create_single_provider(link, environment, client),
+            model=default_model(link),
+            connect=link.connect,
+            first_token=link.first_token,
+            retries=link.retries,
+        )
+        for link in chain
+    ]
+    return FailoverProvider(links, FailoverPolicy(hedge_after=config.hedge_after))
+
+
+def create_single_provider(config: ModelConfig, environment: Mapping[str, str], client: httpx.AsyncClient) -> Provider:
+    """The provider without retries and fallbacks. Raises as ``create_provider``."""
     if config.provider == REPLAY:
         return _replay_provider(config)
-    vendor = VENDORS.get(config.provider)
+    vendor = find_vendor(config.provider)
     if vendor is None:
         raise ProviderConfigError(f"unknown provider {config.provider!r}; known are {', '.join(PROVIDER_NAMES)}")
     if not default_model(config):
         raise ProviderConfigError(f"provider {config.provider!r} needs a model")
-    return OpenAIChatProvider(
-        name=config.provider,
-        base_url=_base_url(config, vendor),
-        api_key=_api_key(config, vendor, environment),
-        client=client,
-    )
+    endpoint = Endpoint(_base_url(config, vendor, environment), _api_key(config, vendor, environment))
+    return HttpProvider(ALIASES.get(config.provider, config.provider), vendor.wire, endpoint, client)
 
 
 def _replay_provider(config: ModelConfig) -> ReplayProvider:
@@ -89,14 +106,26 @@ def _replay_provider(config: ModelConfig) -> ReplayProvider:
     return ReplayProvider(load(config.model))
 
 
-def _base_url(config: ModelConfig, vendor: Vendor) -> str:
-    base_url = config.base_url or vendor.base_url
+def base_url_variable(provider: str) -> str:
+    """The environment variable that overrides the provider's base URL."""
+    return f"LUMOS_{ALIASES.get(provider, provider).upper()}_BASE_URL"
+
+
+def key_variable(vendor: Vendor, environment: Mapping[str, str]) -> str | None:
+    """Which variable the vendor's key comes from: the first that is set, else the first; None if it has none."""
+    set_ones = (name for name in vendor.key_variables if environment.get(name, "").strip())
+    return next(set_ones, vendor.key_variables[0] if vendor.key_variables else None)
+
+
+def _base_url(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]) -> str:
+    variable = base_url_variable(config.provider)
+    base_url = config.base_url or environment.get(variable) or vendor.base_url
     if base_url is None:
-        raise ProviderConfigError(f"provider {config.provider!r} needs a base_url")
+        raise ProviderConfigError(f"provider {config.provider!r} needs a base_url, or {variable} in the environment")
     fault = _url_fault(base_url)
     if fault:
         raise ProviderConfigError(f"provider {config.provider!r}: the base_url {fault}")  # it may hold a secret
-    return base_url
+    return base_url.rstrip("/")
 
 
 def _url_fault(text: str) -> str | None:
@@ -116,12 +145,13 @@ def _url_fault(text: str) -> str | None:
 
 
 def _api_key(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]) -> str | None:
-    variable = config.api_key_env or vendor.api_key_env
+    variable = config.api_key_env or key_variable(vendor, environment)
     if variable is None:
         return None
     key = environment.get(variable, "").strip()
     if not key and (vendor.key_required or config.api_key_env):
-        raise ProviderConfigError(f"provider {config.provider!r} needs its key in the environment variable {variable}")
+        names = config.api_key_env or " or ".join(vendor.key_variables)
+        raise ProviderConfigError(f"provider {config.provider!r} needs its key in the environment variable {names}")
     if not is_usable_key(key):
         raise ProviderConfigError(f"the key in {variable} has characters that no key has")
     return key or None

@@ -8,27 +8,37 @@ from typing import Any
 import msgspec
 import pytest
 
+from providers.failover import FailoverProvider
 from providers.http import open_client
-from providers.registry import PROVIDER_NAMES, ModelConfig, ProviderConfigError, create_provider, default_model
+from providers.registry import (
+    PROVIDER_NAMES,
+    ModelConfig,
+    ProviderConfigError,
+    create_provider,
+    create_single_provider,
+    default_model,
+)
 from providers.replay import ReplayProvider
+from providers.vendors import ALIASES, VENDORS
 from providers.wire import Endpoint, HttpProvider
 
 KEY = "sk-secret-0123456789"
+CLIENT = open_client()  # asks nobody here
 LOCAL = {"provider": "openai_compatible", "model": "m", "base_url": "http://localhost:8000/v1"}
 
 
 def refusal(config: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> str:
     """The text with which the configuration is refused."""
     with pytest.raises(ProviderConfigError) as raised:
-        create_provider(ModelConfig(**config), environment or {}, open_client())
+        create_provider(ModelConfig(**config), environment or {}, CLIENT)
     return str(raised.value)
 
 
 def endpoint_of(config: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Endpoint:
     """Where the configuration's provider would ask, and with which key."""
-    provider = create_provider(ModelConfig(**config), environment or {}, open_client())
+    provider = create_single_provider(ModelConfig(**config), environment or {}, CLIENT)
     assert isinstance(provider, HttpProvider)
-    assert provider.name == config["provider"]
+    assert provider.name == ALIASES.get(config["provider"], config["provider"])
     assert KEY not in f"{provider!r} {provider}"
     return provider._endpoint
 
@@ -48,9 +58,7 @@ def test_a_compatible_server_needs_a_model_and_a_url_and_perhaps_a_key() -> None
 
 
 def test_replay_needs_the_name_of_a_recording_and_no_more() -> None:
-    assert isinstance(
-        create_provider(ModelConfig(provider="replay", model="gpt4o-short"), {}, open_client()), ReplayProvider
-    )
+    assert isinstance(create_provider(ModelConfig(provider="replay", model="gpt4o-short"), {}, CLIENT), ReplayProvider)
     assert default_model(ModelConfig(provider="replay", model="demo-93s")) == "demo-93s"
     assert "gpt4o-short" in refusal({"provider": "replay", "model": "./pyproject.toml"})
     assert "gpt4o-short" in refusal({"provider": "replay"})
@@ -122,3 +130,70 @@ def test_a_configuration_has_no_place_for_a_key() -> None:
     for field in ("api_key", "key", "token"):
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert(LOCAL | {field: KEY}, ModelConfig)
+
+
+FOURTEEN = [
+    *("openai", "openai_responses", "azure", "anthropic", "claude", "gemini", "cohere", "mistral", "groq", "together"),
+    *("deepseek", "qwen", "dashscope", "zhipu", "baidu", "baidu_v1", "huawei_maas", "maas", "ollama"),
+    *("openai_compatible", "replay"),
+]
+
+KEYS = {
+    "openai": ["OPENAI_API_KEY"],
+    "anthropic": ["ANTHROPIC_API_KEY", "CLAUDE_API_KEY"],
+    "claude": ["ANTHROPIC_API_KEY", "CLAUDE_API_KEY"],
+    "gemini": ["GEMINI_API_KEY"],
+    "cohere": ["COHERE_API_KEY"],
+    "together": ["TOGETHER_API_KEY"],
+    "deepseek": ["DEEPSEEK_API_KEY"],
+    "qwen": ["DASHSCOPE_API_KEY", "QWEN_API_KEY"],
+    "dashscope": ["DASHSCOPE_API_KEY", "QWEN_API_KEY"],
+    "zhipu": ["ZHIPU_API_KEY"],
+    "baidu": ["BAIDU_API_KEY"],
+    "maas": ["MAAS_API_KEY", "HUAWEI_MAAS_API_KEY"],
+}
+
+
+def test_every_promised_name_is_there_and_no_other() -> None:
+    assert sorted(PROVIDER_NAMES) == sorted(FOURTEEN)
+
+
+@pytest.mark.parametrize(("provider", "variable"), [(name, key) for name, keys in KEYS.items() for key in keys])
+def test_each_of_a_vendors_key_variables_counts(provider: str, variable: str) -> None:
+    assert endpoint_of({"provider": provider}, {variable: KEY}).api_key == KEY
+
+
+@pytest.mark.parametrize("provider", [name for name, vendor in VENDORS.items() if vendor.key_required])
+def test_a_missing_key_names_every_variable_that_may_hold_it(provider: str) -> None:
+    text = refusal({"provider": provider, "model": "m", "base_url": "https://h"})
+    assert all(variable in text for variable in VENDORS[provider].key_variables)
+
+
+@pytest.mark.parametrize("provider", [*VENDORS, *ALIASES])
+def test_a_base_url_comes_from_the_agent_then_the_environment_then_the_vendor(provider: str) -> None:
+    vendor = VENDORS[ALIASES.get(provider, provider)]
+    environment = dict.fromkeys(vendor.key_variables, KEY)
+    override = {f"LUMOS_{ALIASES.get(provider, provider).upper()}_BASE_URL": "https://proxy/x/"}
+    config = {"provider": provider, "model": "m"}
+    assert endpoint_of(config, environment | override).base_url == "https://proxy/x"
+    assert endpoint_of(config | {"base_url": "https://own/y"}, environment | override).base_url == "https://own/y"
+    if vendor.base_url is not None:
+        assert endpoint_of(config, environment).base_url == vendor.base_url
+
+
+def test_fallbacks_become_one_chain_in_their_order() -> None:
+    fallbacks = (ModelConfig(provider="claude"), ModelConfig(provider="ollama", model="qwen3"))
+    config = ModelConfig(provider="openai", fallbacks=fallbacks)
+    environment = {"OPENAI_API_KEY": KEY, "CLAUDE_API_KEY": KEY}
+    provider = create_provider(config, environment, CLIENT)
+    assert isinstance(provider, FailoverProvider)
+    assert provider.name == "openai+anthropic+ollama"
+
+
+def test_a_fallback_has_no_fallbacks_of_its_own() -> None:
+    nested = ModelConfig(provider="ollama", fallbacks=(ModelConfig(provider="ollama"),))
+    assert "no fallbacks of its own" in refusal({"provider": "ollama", "fallbacks": (nested,)})
+
+
+def test_a_broken_fallback_is_refused_when_the_agent_is_made() -> None:
+    assert "GEMINI_API_KEY" in refusal({"provider": "ollama", "fallbacks": (ModelConfig(provider="gemini"),)})
