@@ -47,14 +47,14 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     """One provider of a chain.
 
     Attributes:
-        connect, first_token: this link's deadlines in seconds; a run's own, where shorter, rule.
+        connect, first_token: this link's deadlines in seconds; None takes the run's, which rule where shorter.
         retries: how often it is asked again after a failure that may pass.
     """
 
     provider: Provider
     model: str
-    connect: float = 10.0
-    first_token: float = 30.0
+    connect: float | None = None
+    first_token: float | None = None
     retries: int = 2
 
 
@@ -225,8 +225,8 @@ class _Attempt:
     def _deadlines(self, of_run: Deadlines) -> Deadlines:
         return msgspec.structs.replace(
             of_run,
-            connect=min(of_run.connect, self.link.connect),
-            first_token=min(of_run.first_token, self.link.first_token),
+            connect=min(of_run.connect, self.link.connect or inf),
+            first_token=min(of_run.first_token, self.link.first_token or inf),
         )
 
     def _take(self, pieces: Sequence[Piece]) -> None:

@@ -29,7 +29,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             the vendor's own.
         api_key_env: the environment variable that holds the key; never the key itself.
         retries: how often the provider is asked again before the first content, after a failure that may pass.
-        connect, first_token: seconds for each attempt; the run's own, where shorter, rule.
+        connect, first_token: seconds for each attempt at this provider; None takes the run's, which rule where shorter.
         fallbacks: who is asked instead when this provider fails before its first content.
         hedge_after: seconds without content after which the first fallback is asked as well.
     """
@@ -41,8 +41,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     temperature: float | None = None
     max_tokens: int | None = None
     retries: int = 2
-    connect: float = 10.0
-    first_token: float = 30.0
+    connect: float | None = None
+    first_token: float | None = None
     fallbacks: tuple[ModelConfig, ...] = ()
     hedge_after: float | None = None
 

@@ -244,7 +244,8 @@ class TestTheExample:
     @asynccontextmanager
     async def agents(self) -> AsyncIterator[dict[str, BasicAgent]]:
         async with open_client(MemoryNetwork().connect) as client:
-            yield build_agents(read_agents_file(EXAMPLE), {"OPENAI_API_KEY": "sk-fake"}, client)
+            keys = {"OPENAI_API_KEY": "sk-fake", "ANTHROPIC_API_KEY": "sk-fake"}
+            yield build_agents(read_agents_file(EXAMPLE), keys, client)
 
     async def test_it_loads(self) -> None:
         async with self.agents() as agents:
@@ -254,6 +255,7 @@ class TestTheExample:
             "demo-93s": "replay",
             "assistant": "openai",
             "local": "openai_compatible",
+            "steady": "anthropic+ollama",
             "rehearsal": "replay",
         }
 
@@ -272,7 +274,7 @@ class TestTheExample:
     def test_what_is_commented_out_could_be_said(self, tmp_path: Path) -> None:
         lines = [uncommented(line) for line in EXAMPLE.read_text().splitlines()]
         assert lines != EXAMPLE.read_text().splitlines()
-        assistant, local, _ = read(tmp_path, "\n".join(lines))
+        assistant, local, *_ = read(tmp_path, "\n".join(lines))
         assert assistant.llm_config.api_key_env == "OPENAI_API_KEY"
         assert assistant.stream.text_delta_delay_ms == 20
         assert local.llm_config.api_key_env == "LOCAL_KEY"
