@@ -7,7 +7,7 @@ touches its client; a successor is a change of this module and the transport.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
@@ -75,14 +75,24 @@ class Decoder(Protocol):
 
 
 class VendorRequest(msgspec.Struct, frozen=True):
-    """One POST to a vendor. Its ``repr`` leaves out the headers, for the key is among them."""
+    """One POST to a vendor. Its ``repr`` leaves out the headers and the URL's query: the key is in one of them."""
 
     url: str
     headers: Mapping[str, str]
     content: bytes
 
     def __repr__(self) -> str:
-        return f"VendorRequest(url={self.url!r}, {len(self.content)} bytes)"
+        return f"VendorRequest(url={self.url.partition('?')[0]!r}, {len(self.content)} bytes)"
+
+
+class _QuietURL(httpx.URL):
+    """A URL whose text leaves the query out: httpx logs every one, and Baidu's first API has its key there."""
+
+    def __str__(self) -> str:
+        return super().__str__().partition("?")[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 def open_client(connect: Connect | None = None, environment: Mapping[str, str] | None = None) -> httpx.AsyncClient:
@@ -120,18 +130,25 @@ async def stream_answer(client: httpx.AsyncClient, request: VendorRequest, decod
         ProviderError: in the closed list of codes; ``upstream.truncated`` is an end without the vendor's end mark.
     """
     try:
-        async with client.stream(
-            "POST",
-            request.url,
-            content=request.content,
-            headers=request.headers,
-            extensions={"request_sent": lambda: emit([RequestSentPiece()])},
-        ) as response:
+        response = await client.send(_quiet_request(client, request, emit), stream=True)
+        async with aclosing(response):
             await _decode_answer(response, decoder, emit)
     except httpx.InvalidURL as error:
         raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
     except httpx.TransportError as error:
         raise _meaning_of(error) from error
+
+
+def _quiet_request(client: httpx.AsyncClient, request: VendorRequest, emit: Emit) -> httpx.Request:
+    quiet = client.build_request(
+        "POST",
+        request.url,
+        content=request.content,
+        headers=request.headers,
+        extensions={"request_sent": lambda: emit([RequestSentPiece()])},
+    )
+    quiet.url = _QuietURL(quiet.url)
+    return quiet
 
 
 def _meaning_of(error: httpx.TransportError) -> ProviderError:
@@ -173,7 +190,7 @@ async def _read_error(body: ResponseBody) -> bytes:
     """The beginning of an error's body. The status is known already, so a body that breaks or hangs is let go."""
     read = bytearray()
     with trio.move_on_after(_seconds_up_to(ERROR_BODY_SECONDS)), suppress(httpx.TransportError):
-        while len(read) < ERROR_BODY_BYTES and (chunk := await body.receive()):
+        while (chunk := await body.receive()) and len(read) < ERROR_BODY_BYTES:
             read += chunk
     return bytes(read[:ERROR_BODY_BYTES])
 
