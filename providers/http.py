@@ -190,8 +190,10 @@ async def _read_error(body: ResponseBody) -> bytes:
     """The beginning of an error's body. The status is known already, so a body that breaks or hangs is let go."""
     read = bytearray()
     with trio.move_on_after(_seconds_up_to(ERROR_BODY_SECONDS)), suppress(httpx.TransportError):
-        while (chunk := await body.receive()) and len(read) < ERROR_BODY_BYTES:
+        while chunk := await body.receive():
             read += chunk
+            if len(read) >= ERROR_BODY_BYTES:
+                break
     return bytes(read[:ERROR_BODY_BYTES])
 
 

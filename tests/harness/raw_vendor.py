@@ -33,9 +33,9 @@ class RawVendor:
         self.requests: list[bytes] = []
         self._scripts = iter(scripts)
 
-    async def serve(self, listener: trio.abc.Listener[Any]) -> None:
-        """Serve until cancelled."""
-        await trio.serve_listeners(self._serve_connection, [listener])
+    def start(self, nursery: trio.Nursery, listener: trio.abc.Listener[Any]) -> None:
+        """Serve in the nursery until it is cancelled; the listener takes connections from now on."""
+        nursery.start_soon(trio.serve_listeners, self._serve_connection, [listener])
 
     async def _serve_connection(self, stream: Any) -> None:
         # A client that has gone is no fault here: what a test looks at is the client's side.

@@ -62,7 +62,7 @@ class Scene:
 async def scene(*scripts: Iterable[Act]) -> AsyncIterator[Scene]:
     network, vendor = MemoryNetwork(), RawVendor(*scripts)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(vendor.serve, network.listen("vendor", 80))
+        vendor.start(nursery, network.listen("vendor", 80))
         opened = Scene(network, vendor)
         async with opened.client:
             yield opened
