@@ -165,6 +165,10 @@ def _run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
         return trio.run(function, *arguments)
     except (AgentsFileError, NetworkConfigError, ProviderConfigError, RemoteError, UnknownAgentError) as error:
         _give_up(str(error))
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):  # out of a nursery, before the command minded Ctrl-C itself
+            raise click.Abort from group
+        raise
 
 
 def _file_trouble(error: OSError, path: Path | str) -> str:

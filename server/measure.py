@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
@@ -55,6 +56,8 @@ async def show_accuracy(recording: Recording) -> bool:
         click.secho(f"lumos: {name}: there is no text to measure", fg="red", err=True)
         return False
     measured = None
+    if sys.stderr.isatty():
+        click.secho(f"Measuring {name}, which takes {recording.duration_ns / 1e9:.1f} s.", dim=True, err=True)
     with interruptible():
         measured = await measure_replay(recording)
     if measured is not None:
@@ -76,12 +79,12 @@ async def measure_replay(recording: Recording) -> ReplayAccuracy:
     async with open_client() as client, trio.open_nursery() as nursery:
         services = Services({agent.agent_id: agent}, RunSupervisor(nursery))
         await nursery.start(serve, create_app(services), listeners, stopping)
-        arrivals = await _arrivals(client, base_url(listeners[0]), agent.agent_id)
+        arrivals = await stream_arrivals(client, base_url(listeners[0]), agent.agent_id)
         stopping.set()
     return accuracy(recording, arrivals)
 
 
-async def _arrivals(client: httpx.AsyncClient, url: str, agent_id: str) -> list[Arrival]:
+async def stream_arrivals(client: httpx.AsyncClient, url: str, agent_id: str) -> list[Arrival]:
     """Stream one answer. Before it, one request opens the connection and lets the server import what it needs."""
     await client.get(f"{url}/health/live")
     started_at = trio.current_time()

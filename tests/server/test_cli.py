@@ -172,6 +172,18 @@ class TestServeGivesUp:
         assert "https_proxy names a SOCKS proxy" in complaint(lumos("serve", "--port", "0", env=variables))
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), BaseExceptionGroup("of a nursery", [KeyboardInterrupt()])])
+def test_ctrl_c_at_any_other_time_ends_the_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, interrupt: BaseException
+) -> None:
+    async def converse(*_: object) -> bool:
+        raise interrupt
+
+    monkeypatch.setattr("server.conversation.converse", converse)
+    result = lumos("chat", "Hello")
+    assert (result.exit_code, result.output.strip()) == (1, "Aborted!")
+
+
 def test_serve_serves_until_sigterm(tmp_path: Path) -> None:
     agents = write_agents(tmp_path, agent_at("http://localhost"))
     command = [str(LUMOS), "serve", "--port", "0", "--agents", str(agents)]
