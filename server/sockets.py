@@ -14,7 +14,7 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
 
 
 class SocketStream(trio.abc.HalfCloseableStream):
-    """An accepted TCP connection: trio's stream, and the socket under it for writes that need not wait."""
+    """An accepted TCP connection: trio's stream (TCP_NODELAY), and its socket for writes that need not wait."""
 
     def __init__(self, accepted: socket.socket) -> None:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
@@ -75,6 +75,8 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         """The next connection. Raises OSError when the process is out of descriptors (trio's loop waits then)."""
         await trio.lowlevel.checkpoint()
         while not self._accepted:
+            if self._listening.fileno() == -1:
+                raise trio.ClosedResourceError("this listener was closed")
             self._drain_backlog()
             if not self._accepted:
                 await trio.lowlevel.wait_readable(self._listening)
@@ -84,7 +86,6 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         try:
             while len(self._accepted) < LISTEN_BACKLOG:
                 connection, _ = self._listening.accept()
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
                 self._accepted.append(SocketStream(connection))
         except BlockingIOError:
             pass
@@ -96,10 +97,11 @@ class SocketListener(trio.abc.Listener[SocketStream]):
 
     async def aclose(self) -> None:
         """Stop listening; connections accepted but not handed out are closed."""
-        trio.lowlevel.notify_closing(self._listening)
-        self._listening.close()
-        for stream in self._accepted:
-            stream.reset()
+        if self._listening.fileno() != -1:
+            trio.lowlevel.notify_closing(self._listening)
+            self._listening.close()
+        while self._accepted:
+            self._accepted.popleft().reset()
         await trio.lowlevel.checkpoint()
 
 

@@ -135,7 +135,7 @@ GARBAGE = {
     "a length and chunks": request_bytes("POST", "/", headers=["Content-Length: 4", "Transfer-Encoding: chunked"]),
     "an unknown expectation": request_bytes("POST", CHAT_PATH, b"{}", headers=["Expect: 42"]),
     "a response": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-    "many at once": LIVE * 500,
+    "many at once": LIVE * 100,
     "a good one, then garbage": LIVE + b"\xff" * 100,
 }
 
@@ -162,7 +162,7 @@ async def send_and_reset(client: RawClient, data: bytes) -> None:
 async def send_each_byte(client: RawClient, data: bytes) -> None:
     """Send byte by byte, a thousand each second, and wait until the server closes."""
     with suppress(trio.BrokenResourceError):
-        for at in range(min(len(data), 6000)):
+        for at in range(min(len(data), 2000)):
             await trio.sleep(0.001)
             await client.stream.send_all(data[at : at + 1])
     await client.read_to_end()
@@ -196,7 +196,7 @@ async def test_h1_hostile_bytes_end_only_their_own_connection(
         hostile = lumos_connections(world)[1]
         assert hostile.client.closed_at == attacked_until
         assert hostile.server.closed_at is not None
-        assert ATTACK_AT <= hostile.server.closed_at <= ATTACK_AT + 6 + BODY_SECONDS + LINGER_SECONDS
+        assert ATTACK_AT <= hostile.server.closed_at <= ATTACK_AT + 2 + BODY_SECONDS + LINGER_SECONDS
 
 
 @pytest.mark.parametrize("seed", range(20))
