@@ -88,11 +88,6 @@ class _Part(msgspec.Struct, rename="camel", gc=False):
     thought_signature: str | None = None
     function_call: _FunctionCall | None = None
 
-    @property
-    def signature(self) -> dict[str, Any]:
-        """The signature as the part's own field."""
-        return {"thoughtSignature": self.thought_signature} if self.thought_signature else {}
-
 
 class _Content(msgspec.Struct, gc=False):
     parts: list[_Part] | None = None
@@ -168,15 +163,16 @@ class GenerateContentDecoder(EventStreamDecoder):
                 self._finish(candidate.finish_reason, pieces)
 
     def _decode_part(self, part: _Part, response_id: str | None, pieces: list[Piece]) -> None:
+        signature = {"thoughtSignature": part.thought_signature} if part.thought_signature else {}
         if part.function_call is not None:
-            self._decode_call(part.function_call, part.signature, response_id, pieces)
+            self._decode_call(part.function_call, signature, response_id, pieces)
         elif part.thought:
-            if part.signature:
-                self._spans.append(VendorBlock({"text": part.text or "", "thought": True, **part.signature}))
+            if signature:
+                self._spans.append(VendorBlock({"text": part.text or "", "thought": True, **signature}))
             if part.text:
                 pieces.append(ReasoningPiece(part.text))
-        elif part.text or part.signature:
-            self._add_text(part.text or "", part.signature, pieces)
+        elif part.text or signature:
+            self._add_text(part.text or "", signature, pieces)
 
     def _decode_call(
         self, call: _FunctionCall, signature: dict[str, Any], response_id: str | None, pieces: list[Piece]

@@ -18,7 +18,7 @@ from engine.pieces import (
     ToolCallPiece,
     UsagePiece,
 )
-from providers.anthropic import STOP_REASONS, AnthropicWire
+from providers.anthropic import AnthropicWire
 
 from . import WireCase
 
@@ -33,17 +33,10 @@ def event(kind: str, **fields: Any) -> bytes:
 
 def start(**usage: Any) -> bytes:
     """The beginning of the message, with these counts."""
-    message: dict[str, Any] = {
-        "id": "msg_01K2JbSUMYhez5RHoK9ZCj9U",
-        "type": "message",
-        "role": "assistant",
-        "model": "claude-sonnet-5",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": 25, "output_tokens": 1} | usage,
-    }
-    return event("message_start", message=message)
+    message = {"id": "msg_01K2JbSUMYhez5RHoK9ZCj9U", "type": "message", "role": "assistant", "model": "claude-sonnet-5"}
+    empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+    counts = {"input_tokens": 25, "output_tokens": 1} | usage
+    return event("message_start", message={**message, **empty, "usage": counts})
 
 
 def block(index: int, kind: str, *deltas: Any, **fields: Any) -> list[bytes]:
@@ -76,9 +69,9 @@ def thinking(thought: str) -> Any:
     return {"type": "thinking_delta", "thinking": thought}
 
 
-def signature(value: str = SIGNATURE) -> Any:
+def signature() -> Any:
     """The delta that signs a thinking block."""
-    return {"type": "signature_delta", "signature": value}
+    return {"type": "signature_delta", "signature": SIGNATURE}
 
 
 def arguments(partial_json: str) -> Any:
@@ -210,6 +203,16 @@ SPOKEN: Expected = {
     "events after the end mark": (frames(answer(said("a")), said("b"), end()), meant(TextPiece("a"))),
 }
 
+STOP_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
 REASONS: Expected = {
     f"stopped by {reason}": (answer(said("a"), reason=reason), meant(TextPiece("a"), finish=finish))
     for reason, finish in STOP_REASONS.items()
@@ -319,13 +322,7 @@ CALLED: Expected = {
     ),
     "a call that was never closed": (
         answer(called()[:1], reason="tool_use"),
-        [
-            STARTED,
-            ToolCallPiece(0, "toolu_1", "weather"),
-            COUNTED,
-            ToolCallPiece(0, arguments_fragment="{}"),
-            CALLS,
-        ],
+        [STARTED, ToolCallPiece(0, "toolu_1", "weather"), COUNTED, ToolCallPiece(0, arguments_fragment="{}"), CALLS],
     ),
     "a call that came whole": (
         answer(block(0, "tool_use", id="toolu_1", name="weather", input={"city": "上海"}), reason="tool_use"),
@@ -345,11 +342,7 @@ CALLED: Expected = {
             called("{}", index=1),
             reason="tool_use",
         ),
-        meant(
-            ToolCallPiece(0, "toolu_1", "weather"),
-            ToolCallPiece(0, arguments_fragment="{}"),
-            finish="tool_calls",
-        ),
+        meant(ToolCallPiece(0, "toolu_1", "weather"), ToolCallPiece(0, arguments_fragment="{}"), finish="tool_calls"),
     ),
 }
 

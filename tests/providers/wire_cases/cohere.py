@@ -18,7 +18,7 @@ from engine.pieces import (
     ToolCallPiece,
     UsagePiece,
 )
-from providers.cohere import FINISH_REASONS, CohereWire
+from providers.cohere import CohereWire
 
 from . import WireCase
 
@@ -184,6 +184,13 @@ SPOKEN: Expected = {
     "a reason of a later version": (answer(said("a"), reason="TIRED"), meant(TextPiece("a"))),
     "an end without anything": (frames(start(), said("a"), event("message-end")), [TextPiece("a"), STOP]),
     "events after the end mark": (frames(answer(said("a")), said("b"), end()), meant(TextPiece("a"))),
+}
+
+FINISH_REASONS: dict[str, FinishReason] = {
+    "COMPLETE": "stop",
+    "STOP_SEQUENCE": "stop",
+    "MAX_TOKENS": "length",
+    "TOOL_CALL": "tool_calls",
 }
 
 REASONS: Expected = {

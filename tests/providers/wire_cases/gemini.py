@@ -18,7 +18,7 @@ from engine.pieces import (
     ToolCallPiece,
     UsagePiece,
 )
-from providers.gemini import FINISH_REASONS, GeminiWire
+from providers.gemini import GeminiWire
 
 from . import WireCase
 
@@ -141,9 +141,19 @@ SPOKEN: Expected = {
     ),
 }
 
+FINISH_REASONS: dict[FinishReason, str] = {
+    "stop": "STOP",
+    "length": "MAX_TOKENS",
+    "content_filter": "SAFETY RECITATION BLOCKLIST PROHIBITED_CONTENT SPII IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT"
+    " IMAGE_RECITATION",
+    "error": "LANGUAGE MALFORMED_FUNCTION_CALL UNEXPECTED_TOOL_CALL TOO_MANY_TOOL_CALLS MISSING_THOUGHT_SIGNATURE"
+    " MALFORMED_RESPONSE NO_IMAGE IMAGE_OTHER OTHER",
+}
+
 REASONS: Expected = {
     f"stopped by {reason}": ([chunk(text("a"), finish=reason)], meant(TextPiece("a"), finish=finish))
-    for reason, finish in FINISH_REASONS.items()
+    for finish, reasons in FINISH_REASONS.items()
+    for reason in reasons.split()
 }
 
 USED: Expected = {
