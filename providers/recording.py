@@ -63,8 +63,8 @@ class RecordingHeader(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     """The first line: what was recorded, where it comes from and under which terms.
 
     ``name`` is lower-case words joined by hyphens and, for a packaged recording, the file's stem. ``title`` is for
-    people. ``provider`` and ``model`` are who answered; raw bytes are in that provider's wire format. ``request`` is the
-    body that was sent, if it was recorded. ``recorded`` is the day of the recording. ``source`` and
+    people. ``provider`` and ``model`` are who answered; raw bytes are in that provider's wire format. ``request`` is
+    the body that was sent, if it was recorded. ``recorded`` is the day of the recording. ``source`` and
     ``licence`` travel with the data. ``prompt`` is what the model was asked. ``note`` tells what was changed or is
     missing. ``failure`` is None for a complete answer.
     """

@@ -41,10 +41,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     limits: ServingLimits = ServingLimits()
 
 
-async def run_server(settings: ServerSettings, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+async def run_server(settings: ServerSettings) -> None:
     """Serve until SIGTERM (streams may finish for ``drain`` seconds) or SIGINT (they end at once).
 
-    A second signal ends everything without waiting. Reports the base URL through ``task_status``.
+    A second signal ends everything without waiting.
 
     Raises:
         AgentsFileError: the agents file cannot be used.
@@ -59,11 +59,9 @@ async def run_server(settings: ServerSettings, *, task_status: trio.TaskStatus[s
             supervisor = RunSupervisor(runs, RunLogger())
             app = create_app(Services(agents, supervisor, settings.resume_grace))
             stopping = trio.Event()
-            url = base_url(listeners[0])
-            _tune_garbage_collector()
-            _logger.info("server.started", url=url, agents=sorted(agents))
-            task_status.started(url)
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                _tune_garbage_collector()
+                _logger.info("server.started", url=base_url(listeners[0]), agents=sorted(agents))
                 async with trio.open_nursery() as watching:
                     watching.start_soon(_drain_at_signal, signals, supervisor, settings.drain, stopping)
                     await serve(app, listeners, stopping, settings.limits)
