@@ -44,7 +44,7 @@ class ProxyConnect:
     """A ``Connect`` that goes through the proxies of ``environment``, by ``inner``, and past them by ``inner`` alone.
 
     The environment is read here and never again. Without an ``ssl_context`` for what is in the tunnels it makes the
-    default one, if there is a proxy.
+    default one.
 
     Raises:
         NetworkConfigError: a variable names no http or https proxy, or a SOCKS proxy.
@@ -56,7 +56,7 @@ class ProxyConnect:
         self._inner = inner
         self._bypass = Bypass(_first_set(environment, _BYPASS)[1])
         self._proxies = {scheme: proxy for scheme in _VARIABLES if (proxy := _find_proxy(environment, scheme))}
-        self._ssl_context = ssl_context or (default_ssl_context() if self._proxies else None)
+        self._ssl_context = ssl_context or default_ssl_context()
 
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open.
@@ -67,15 +67,21 @@ class ProxyConnect:
         proxy = self._proxies.get("https" if tls else "http")
         if proxy is None or self._bypass.covers(host, port):
             return await self._inner(host, port, tls)
-        try:
-            stream = await self._inner(proxy.host, proxy.port, proxy.tls)
-        except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
-            raise ConnectionError(f"no connection to the proxy {proxy}: {str(exc) or repr(exc)}") from exc
+        stream = await self._reach(proxy)
         if not tls:
             return ForwardingStream(stream, proxy, _authority(host, port, default_port=80))
-        received = await _open_tunnel(stream, proxy, _authority(host, port))
-        assert self._ssl_context is not None
+        try:
+            received = await _open_tunnel(stream, proxy, _authority(host, port))
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
         return await open_tls(stream, self._ssl_context, host, received)
+
+    async def _reach(self, proxy: Proxy) -> trio.abc.Stream:
+        try:
+            return await self._inner(proxy.host, proxy.port, proxy.tls)
+        except (OSError, UnicodeError, trio.BrokenResourceError) as exc:
+            raise ConnectionError(f"no connection to the proxy {proxy}: {str(exc) or repr(exc)}") from exc
 
 
 class ForwardingStream(trio.abc.Stream):
@@ -134,24 +140,20 @@ class Proxy:
 
 
 async def _open_tunnel(stream: trio.abc.Stream, proxy: Proxy, authority: str) -> bytes:
-    """Ask the proxy for a tunnel; what came of the tunnel with the proxy's answer. Closes the stream if that fails.
+    """Ask the proxy for a tunnel; what came of the tunnel together with the proxy's answer.
 
     The proxy's own words do not get into the error: it was just sent the credentials, and may repeat them.
     """
     connection, target = Connection(stream), authority.encode("ascii")
     head = h11.Request(method="CONNECT", target=target, headers=[(b"Host", target), *proxy.headers])
     try:
-        try:
-            answer = await connection.request(head, b"", lambda: None)
-        except httpx.TransportError as exc:
-            raise ConnectionError(f"the proxy {proxy} gave no answer that is HTTP") from exc
-        if answer.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
-            raise ConnectionError(f"the proxy {proxy} wants {'other ' if proxy.headers else ''}credentials (HTTP 407)")
-        if not httpx.codes.is_success(answer.status_code):
-            raise ConnectionError(f"the proxy {proxy} opens no tunnel to {authority} (HTTP {answer.status_code})")
-    except BaseException:
-        await connection.aclose()
-        raise
+        answer = await connection.request(head, b"", lambda: None)
+    except httpx.TransportError as exc:
+        raise ConnectionError(f"the proxy {proxy} gave no answer that is HTTP") from exc
+    if answer.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+        raise ConnectionError(f"the proxy {proxy} wants {'other ' if proxy.headers else ''}credentials (HTTP 407)")
+    if not httpx.codes.is_success(answer.status_code):
+        raise ConnectionError(f"the proxy {proxy} opens no tunnel to {authority} (HTTP {answer.status_code})")
     return connection.leftover()
 
 

@@ -116,7 +116,7 @@ async def test_which_variable_names_the_proxy(
         ("[2001:db8::1]:443", ["2001:db8::1"], ["2001:db8::2"]),
         ("[2001:db8::1]:80", [], ["2001:db8::1"]),
         ("fe80::/10", ["fe80::1%eth0"], ["fec0::1"]),
-        ("., :, :443, [, 10.0.0.0/99, <local>, a:b:c, 1:999999", [], ["model.test", "10.0.0.1", "::2", "a"]),
+        ("., :, :443, [, 10.0.0.0/99, <local>, a:b:c, 1:" + "9" * 5000, [], ["model.test", "10.0.0.1", "::2", "a"]),
         ("", ["localhost", "LOCALHOST.", "api.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"], []),
         ("", [], ["notlocalhost", "localhost.test", "128.0.0.1", "::2"]),
     ],
@@ -129,6 +129,12 @@ async def test_which_hosts_go_past_the_proxy(
         assert [host for host in past + through if await way(environment, host) == "direct"] == past
     overruled = {"all_proxy": "http://proxy.test", "no_proxy": listed or "-", "NO_PROXY": "*"}
     assert [host for host in past + through if await way(overruled, host) == "direct"] == past
+
+
+async def test_a_port_in_no_proxy_is_the_servers(autojump_clock: MockClock) -> None:
+    environment = {"all_proxy": "http://proxy.test", "no_proxy": "model.test:8443"}
+    assert await way(environment, "model.test", 8443) == "direct"
+    assert await way(environment, "model.test", 84) == "proxy.test:80"
 
 
 async def test_the_environment_is_read_once(autojump_clock: MockClock) -> None:
@@ -302,7 +308,7 @@ REFUSALS = {
     "502 without an end": ([b"HTTP/1.1 502 Bad Gateway\r\n\r\nendless"], "HTTP 502"),
     "garbage": ([b"SSH-2.0-OpenSSH_9.2\r\n"], "no answer that is HTTP"),
     "TLS": ([b"\x15\x03\x03\x00\x02\x02\x28"], "no answer that is HTTP"),
-    "its own request": ([b"HTTP/1.1 200 OK\r\n s\r\nProxy-Authorization " + CREDENTIALS + b"\r\n\r\n"], "no answer"),
+    "its own request": ([b"HTTP/1.1 200 OK\r\nProxy-Authorization " + CREDENTIALS + b"\r\n\r\n"], "no answer"),
     "another protocol": ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], "no answer that is HTTP"),
     "nothing": ([], "no answer that is HTTP"),
     "half a head": ([b"HTTP/1.1 200 OK\r\nX:"], "no answer that is HTTP"),
@@ -519,6 +525,7 @@ async def test_what_a_run_hears_of_a_proxy_that_refuses(
         with pytest.raises(ProviderError, match=r"no connection to the model \(the proxy .*HTTP 407") as refused:
             await stream_answer(client, request, ChatDecoder(), pieces.extend)
     assert refused.value.code == "upstream.connection"
+    assert network.servers[0].address == ("proxy.test", 3128, False)
     assert all(secret not in said for secret in (*SECRETS, "k3y") for said in texts_of(refused.value))
     assert network.open == 0
 
