@@ -6,6 +6,8 @@ without error. What bytes alone can show is in ``test_conformance.py``.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Sequence
@@ -18,9 +20,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.errors import ProviderError
+from engine.errors import ProviderError, ProviderErrorCode
 from engine.pieces import Piece, RequestSentPiece
 from engine.provider import Message, ModelRequest
+from providers.baidu_v1 import BaiduV1Wire
 from providers.http import open_client
 from providers.network import Connect, TcpConnect
 from providers.wire import Endpoint, HttpProvider
@@ -53,17 +56,18 @@ def stream_head(case: WireCase) -> bytes:
 LAST_CHUNK = chunk(b"")
 
 
-@dataclass
 class FrameVendor:
-    """Answers every request by the same writes, the first at once and the others ``every`` so many seconds.
+    """Answers its n-th request by the n-th of ``answers``, and then from the first on again.
 
-    ``then_close`` hangs up behind the last write.
+    An answer is a sequence of writes: the first at once, each further one ``every`` so many seconds. ``then_close``
+    hangs up behind the last.
     """
 
-    writes: Sequence[bytes]
-    every: float = TICK
-    then_close: bool = False
-    connections: list[ServerEnd] = field(default_factory=list)
+    def __init__(self, *answers: Sequence[bytes], every: float = TICK, then_close: bool = False) -> None:
+        self.connections: list[ServerEnd] = []
+        self._answers = itertools.cycle(answers)
+        self._every = every
+        self._then_close = then_close
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve one connection until the client closes it."""
@@ -72,10 +76,10 @@ class FrameVendor:
         # A client that has gone is no fault here: what a test looks at is the client's side.
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while await end.request():
-                for number, write in enumerate(self.writes):
-                    await trio.sleep(self.every if number else 0)
+                for number, write in enumerate(next(self._answers)):
+                    await trio.sleep(self._every if number else 0)
                     await stream.send_all(write)
-                if self.then_close:
+                if self._then_close:
                     break
         await trio.aclose_forcefully(stream)
 
@@ -179,20 +183,17 @@ def is_reusable(case: WireCase) -> bool:
 
 
 @by_case
-async def test_all_in_one_read_is_one_emit(case: WireCase, autojump_clock: MockClock) -> None:
-    head, *chunks = frame_by_frame(case)
-    async with in_memory(case, FrameVendor([head, b"".join(chunks)])) as (provider, _):
+async def test_all_in_one_read_is_one_emit_and_reads_that_know_no_frames_change_nothing(
+    case: WireCase, autojump_clock: MockClock
+) -> None:
+    """The second answer is cut in its frames and characters: chunks of 139 bytes, written 97 bytes at a time."""
+    body, head = b"".join(case.frames), stream_head(case)
+    all_in_one = [head, b"".join([*map(chunk, case.frames), LAST_CHUNK])]
+    anyhow = portions(b"".join([head, *map(chunk, portions(body, 139)), LAST_CHUNK]), 97)
+    async with in_memory(case, FrameVendor(all_in_one, anyhow)) as (provider, _):
         heard = await ask(provider)
-    assert heard.outcome() == meant(case)
-    assert heard.emits[1:] == ([(TICK, list(case.pieces))] if case.pieces else [])
-
-
-@by_case
-async def test_chunks_and_writes_that_know_no_frames_change_nothing(case: WireCase, autojump_clock: MockClock) -> None:
-    """Chunks of 83 bytes, written 61 bytes at a time, the first with the head: cut in frames, characters and sizes."""
-    body = b"".join(case.frames)
-    answer = b"".join([stream_head(case), *map(chunk, portions(body, 83)), LAST_CHUNK])
-    async with in_memory(case, FrameVendor(portions(answer, 61), every=0.0)) as (provider, _):
+        assert heard.outcome() == meant(case)
+        assert heard.emits[1:] == ([(TICK, list(case.pieces))] if case.pieces else [])
         assert (await ask(provider)).outcome() == meant(case)
 
 
@@ -224,7 +225,7 @@ def longest_cut_off(case: WireCase) -> Sequence[bytes]:
     return cut_off[-1]
 
 
-@by_case
+@by_wire
 async def test_an_end_before_the_end_mark_is_truncated(case: WireCase, autojump_clock: MockClock) -> None:
     """The body ends as HTTP wants it, too early: nothing but the vendor's mark tells."""
     frames = longest_cut_off(case)
@@ -302,14 +303,28 @@ async def test_the_request_is_plain_json_and_says_what_was_asked(case: WireCase,
 
 
 @by_wire
-async def test_the_key_is_in_one_header_and_nowhere_else(case: WireCase, autojump_clock: MockClock) -> None:
+async def test_the_key_is_in_one_place_and_nowhere_else(
+    case: WireCase, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     target, headers, body = await request_of(case, KEY)
-    assert KEY not in target
+    without = await request_of(case, None)
+    assert caplog.records, "httpx logs requests"
+    assert KEY not in caplog.text
     assert KEY.encode() not in body
     with_key = [name for name, value in headers.items() if KEY in value]
-    assert len(with_key) == 1
-    without = await request_of(case, None)
-    assert without == (target, {name: value for name, value in headers.items() if name not in with_key}, body)
+    if isinstance(case.wire, KEY_IN_URL):
+        assert not with_key
+        assert target.endswith(f"?access_token={KEY}")
+        assert without[1:] == (headers, body)
+    else:
+        assert KEY not in target
+        assert len(with_key) == 1
+        assert without == (target, {name: value for name, value in headers.items() if name not in with_key}, body)
+
+
+KEY_IN_URL = (BaiduV1Wire,)
+"""Baidu's first API takes its token from the query and nowhere else (wire-formats.md, section 2g)."""
 
 
 # Answers that are no stream
@@ -324,7 +339,7 @@ def plain_answer(status: str, body: bytes, *headers: str) -> bytes:
 QUOTING = msgspec.json.encode(
     {"error": {"message": f"Incorrect API key provided: {KEY}.", "type": "invalid_request_error", "code": "x"}}
 )
-NO_STREAM: dict[str, tuple[bytes, str, float | None]] = {
+NO_STREAM: dict[str, tuple[bytes, ProviderErrorCode, float | None]] = {
     "401": (plain_answer("401 Unauthorized", QUOTING), "upstream.auth", None),
     "403": (plain_answer("403 Forbidden", b""), "upstream.auth", None),
     "429": (plain_answer("429 Too Many Requests", b"{}", "Retry-After: 7"), "upstream.rate_limit", 7.0),
@@ -342,13 +357,13 @@ NO_STREAM: dict[str, tuple[bytes, str, float | None]] = {
 @pytest.mark.parametrize(("answer", "code", "retry_after"), NO_STREAM.values(), ids=NO_STREAM.keys())
 @by_wire
 async def test_what_is_no_stream_is_an_error_without_the_key(
-    case: WireCase, answer: bytes, code: str, retry_after: float | None, autojump_clock: MockClock
+    case: WireCase, answer: bytes, code: ProviderErrorCode, retry_after: float | None, autojump_clock: MockClock
 ) -> None:
     async with in_memory(case, FrameVendor([answer])) as (provider, network):
         heard = await ask(provider)
         assert len(network.connections) == 1, "a key must not follow a redirect"
         assert KEY not in repr(provider)
-    assert heard.outcome() == Outcome([], code)  # type: ignore[arg-type]
+    assert heard.outcome() == Outcome([], code)
     assert heard.error is not None
     assert heard.error.retry_after == retry_after
     assert KEY not in "".join(traceback.format_exception(heard.error))
