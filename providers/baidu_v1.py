@@ -154,7 +154,7 @@ def _check(request: ModelRequest) -> None:
 def _turns(messages: tuple[Message, ...]) -> Iterator[dict[str, Any]]:
     """The turns but the system's. A turn of this API calls one function: several calls become several such turns.
 
-    Each call is followed by its result, for the API demands that they alternate.
+    Each call is followed by its result, for the API demands that they alternate; a result of no call is left out.
     """
     results = {message.tool_call_id: message for message in messages if message.role == "tool"}
     for message in messages:
