@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from engine import AgentStopped, Error, Run
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+class LossyOutput:
+    """A file for log lines that drops what it cannot take (its reader has gone, its disk is full): serving goes on."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        """Write, or drop, the text."""
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Flush, or drop, what is buffered."""
+        with suppress(OSError):
+            self._file.flush()
+
+
 def configure_logging(level: str) -> None:
-    """Send Lumos's log and the libraries' to standard error, from that level on. Call once, at start."""
+    """Send Lumos's log and the libraries' to standard error, from that level on. Call once, at start.
+
+    Tracebacks come without local variables: those hold prompts and keys.
+    """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -22,16 +44,18 @@ def configure_logging(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if sys.stderr.isatty():
-        renderers: list[Any] = [structlog.dev.ConsoleRenderer()]
+        renderers: list[Any] = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     else:
-        renderers = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        renderers = [tracebacks, structlog.processors.JSONRenderer()]
+    output: Any = LossyOutput(sys.stderr)
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(output)
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *renderers]))
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)

@@ -230,16 +230,40 @@ async def test_a_stream_says_its_end_and_closes(listening: CountingSocket) -> No
 # Serving over them
 
 
+class Server:
+    """Lumos on a free port, with agent ``demo``."""
+
+    def __init__(self, port: int, supervisor: RunSupervisor) -> None:
+        self.port = port
+        self.supervisor = supervisor
+        self.stopping = trio.Event()
+        self.stopped = trio.Event()
+
+    async def connect(self, receive_buffer: int | None = None) -> trio.SocketStream:
+        """A client; with a receive buffer that small it stalls early."""
+        sock = trio.socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        await sock.connect(("127.0.0.1", self.port))
+        return trio.SocketStream(sock)
+
+
 @asynccontextmanager
-async def server(*said: str, limits: ServingLimits | None = None) -> AsyncIterator[tuple[int, RunSupervisor]]:
-    """Lumos on a free port with agent ``demo``, which says that and then nothing more; the port and the runs."""
+async def server(*said: str, limits: ServingLimits | None = None) -> AsyncIterator[Server]:
+    """A server whose agent says that and then nothing more."""
     async with trio.open_nursery() as nursery:
         supervisor = RunSupervisor(nursery)
         provider = ScriptedProvider((0, (SENT, *text(*said))), (FOREVER, ()))
         app = create_app(Services({"demo": BasicAgent(agent_id="demo", provider=provider, model="m")}, supervisor))
         listeners = listen_tcp("127.0.0.1", 0)
-        await nursery.start(serve, app, listeners, trio.Event(), limits)
-        yield listeners[0].address[1], supervisor
+        running = Server(listeners[0].address[1], supervisor)
+
+        async def serve_to_the_end() -> None:
+            await serve(app, listeners, running.stopping, limits)
+            running.stopped.set()
+
+        nursery.start_soon(serve_to_the_end)
+        yield running
         nursery.cancel_scope.cancel()
 
 
@@ -250,10 +274,15 @@ async def wait_until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.01)
 
 
+def was_reset(stream: trio.SocketStream) -> bool:
+    """Whether the peer has reset the connection."""
+    return stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
 @pytest.mark.parametrize("how", ["answered", "silent", "left in a stream", "reset in a stream"])
 async def test_connections_leave_no_descriptor_behind(how: str) -> None:
-    async def visit(port: int) -> None:
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+    async def visit(lumos: Server) -> None:
+        async with await lumos.connect() as stream:
             client = RawClient(stream)
             if how == "answered":
                 assert (await client.ask(LIVE)).status == 200
@@ -263,31 +292,43 @@ async def test_connections_leave_no_descriptor_behind(how: str) -> None:
             if how.startswith("reset"):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-    async with server("hi") as (port, supervisor):
+    async with server("hi") as lumos:
         before = open_descriptors()
         for _ in range(4):
             async with trio.open_nursery() as nursery:
                 for _ in range(25):
-                    nursery.start_soon(visit, port)
+                    nursery.start_soon(visit, lumos)
         await wait_until(lambda: open_descriptors() == before)
-        assert supervisor.active_runs == 0
+        assert lumos.supervisor.active_runs == 0
+
+
+SEVEN_MEGABYTES = "x" * 7 * 2**20
+"""More than the kernel's buffers take."""
 
 
 async def test_h2_a_client_that_never_reads_is_reset_after_the_stall_limit() -> None:
-    async with server("x" * 7 * 2**20, limits=ServingLimits(write_stall=0.2)) as (port, _):
-        sock = trio.socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        await sock.connect(("127.0.0.1", port))
-        async with trio.SocketStream(sock) as stream:
-            await stream.send_all(chat_request())
-            started = trio.current_time()
-            await wait_until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET)
-            assert trio.current_time() - started >= 0.2
+    limits = ServingLimits(write_stall=0.2)
+    async with server(SEVEN_MEGABYTES, limits=limits) as lumos, await lumos.connect(receive_buffer=4096) as stream:
+        await stream.send_all(chat_request())
+        started = trio.current_time()
+        await wait_until(lambda: was_reset(stream))
+        assert trio.current_time() - started >= 0.2
+
+
+async def test_h2_a_client_that_never_reads_cannot_hold_the_shutdown() -> None:
+    limits = ServingLimits(closing=0.2)
+    async with server(SEVEN_MEGABYTES, limits=limits) as lumos, await lumos.connect(receive_buffer=4096) as stream:
+        await stream.send_all(chat_request())
+        await wait_until(lambda: lumos.supervisor.active_runs == 1)
+        await trio.sleep(0.2)
+        lumos.stopping.set()
+        with trio.fail_after(2):
+            await lumos.stopped.wait()
+        await wait_until(lambda: was_reset(stream))
 
 
 async def test_an_early_answer_reaches_a_client_that_still_sends() -> None:
-    async with server() as (port, _), await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        client = RawClient(stream)
+    async with server("hi") as lumos, await lumos.connect() as stream:
         body = bytes(5_000_000)
-        answer = await client.ask(request_bytes("POST", "/api/v1/agents/demo/chat/lumosai", body))
+        answer = await RawClient(stream).ask(request_bytes("POST", "/api/v1/agents/demo/chat/lumosai", body))
         assert answer.status == 413

@@ -1,0 +1,197 @@
+"""The log: one JSON line for each turn of a run and for each bug, without keys, prompts or answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import structlog.testing
+import trio
+from trio.testing import MockClock
+
+from engine import Deadlines, ProviderError, Run, RunSupervisor, UsagePiece
+from engine.pieces import FinishPiece
+from server.logs import RunLogger
+from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, spec_for, text
+from tests.harness.pseudo_terminal import in_terminal
+
+ROOT = Path(__file__).parents[2]
+SECRET = "sk-secret-0123456789"
+
+START = """
+import logging, structlog
+from server.logs import configure_logging
+configure_logging(LEVEL)
+logger = structlog.get_logger("lumos")
+def charge(amount, api_key="sk-" + "secret-0123456789"):
+    prompt = {"content": "my " + "prompt"}
+    return amount / 0
+"""
+CRASH = """
+try:
+    charge(1)
+except ZeroDivisionError as error:
+    logger.error("request.crashed", exc_info=error)
+"""
+CRASH_OF_A_GROUP = """
+try:
+    try:
+        charge(1)
+    except ZeroDivisionError as error:
+        raise ExceptionGroup("both", [error, KeyError("other")])
+except ExceptionGroup as error:
+    logger.error("run.crashed", exc_info=error)
+"""
+CRASH_IN_A_LIBRARY = """
+try:
+    charge(1)
+except ZeroDivisionError:
+    logging.getLogger("trio.serve_listeners").exception("accept returned %s", "EMFILE")
+"""
+ALL_LEVELS = """
+for level in ("debug", "info", "warning", "error"):
+    getattr(logger, level)("ours")
+    getattr(logging.getLogger("library"), level)("theirs")
+"""
+
+
+def command(script: str, level: str = "info") -> list[str]:
+    """A fresh interpreter that logs at that level."""
+    return [sys.executable, "-c", START.replace("LEVEL", repr(level)) + script]
+
+
+def logged(script: str, level: str = "info") -> list[dict[str, Any]]:
+    """What the script logs when standard error is no terminal; every line must be JSON."""
+    ended = subprocess.run(command(script, level), cwd=ROOT, capture_output=True, check=True, timeout=30)
+    assert ended.stdout == b""
+    return [msgspec.json.decode(line) for line in ended.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("script", [CRASH, CRASH_OF_A_GROUP, CRASH_IN_A_LIBRARY], ids=["ours", "group", "library"])
+def test_a_traceback_tells_where_but_no_values(script: str) -> None:
+    (line,) = logged(script)
+    told = msgspec.json.encode(line).decode()
+    assert line["level"] == "error"
+    assert "ZeroDivisionError" in told
+    assert '"name":"charge"' in told
+    assert SECRET not in told
+    assert "my prompt" not in told
+
+
+def test_a_librarys_line_has_the_same_shape() -> None:
+    (line,) = logged('logging.getLogger("hypercorn.error").warning("odd %s", "thing")')
+    assert (line["event"], line["level"]) == ("odd thing", "warning")
+    assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("level", "ours", "theirs"),
+    [
+        ("debug", ["debug", "info", "warning", "error"], ["warning", "error"]),
+        ("info", ["info", "warning", "error"], ["warning", "error"]),
+        ("warning", ["warning", "error"], ["warning", "error"]),
+        ("error", ["error"], ["error"]),
+    ],
+)
+def test_the_level_is_for_our_lines_and_libraries_begin_at_warning(
+    level: str, ours: list[str], theirs: list[str]
+) -> None:
+    lines = logged(ALL_LEVELS, level)
+    assert [line["level"] for line in lines if line["event"] == "ours"] == ours
+    assert [line["level"] for line in lines if line["event"] == "theirs"] == theirs
+
+
+def test_a_disk_that_is_full_stops_nothing() -> None:
+    with Path("/dev/full").open("wb") as full:
+        script = CRASH + CRASH_IN_A_LIBRARY + ALL_LEVELS + "print('still here')"
+        ended = subprocess.run(command(script), cwd=ROOT, stdout=subprocess.PIPE, stderr=full, check=False, timeout=30)
+    assert ended.stdout == b"still here\n"
+
+
+def test_in_a_terminal_a_line_is_text_and_a_traceback_has_no_values() -> None:
+    with in_terminal(
+        command(CRASH + 'logger.info("run.started", run_id="abc")'), {"PYTHONPATH": str(ROOT)}
+    ) as keyboard:
+        assert keyboard.wait_end() == 0
+    assert "ZeroDivisionError: division by zero" in keyboard.shown
+    assert "run.started" in keyboard.shown
+    assert '"event"' not in keyboard.shown
+    assert SECRET not in keyboard.shown
+    assert "my prompt" not in keyboard.shown
+
+
+# The turns of a run
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Any]]:
+    """What is logged while the test runs."""
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+async def run_to_its_end(*script: Line, **limits: Any) -> Run:
+    """A run of a supervisor that logs, in virtual time."""
+    async with trio.open_nursery() as nursery:
+        return RunSupervisor(nursery, RunLogger()).start(spec_for(ScriptedProvider(*script), **limits))
+
+
+async def test_each_turn_of_a_run_is_a_line(autojump_clock: MockClock, lines: list[Any]) -> None:
+    end = (FinishPiece("stop"), UsagePiece(7, 2))
+    run = await run_to_its_end((0, (SENT,)), (1.5, text("hello")), (2.25, end), resume_grace=FOREVER)
+    assert lines == [
+        {
+            "event": "run.started",
+            "log_level": "info",
+            "run_id": run.id,
+            "agent_id": "agent",
+            "provider": "scripted",
+            "model": "model",
+        },
+        {"event": "run.first_token", "log_level": "info", "run_id": run.id, "ttfb_ms": 1500.0},
+        {
+            "event": "run.ended",
+            "log_level": "info",
+            "run_id": run.id,
+            "agent_id": "agent",
+            "reason": "done",
+            "elapsed_ms": 2250.0,
+            "tokens": 2,
+            "tokens_estimated": False,
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "limits", "reason", "tokens"),
+    [
+        ([(1, ProviderError("upstream.rate_limit", "slow down"))], {}, "error:upstream.rate_limit", 0),
+        ([(1, text("12345678")), (FOREVER, ())], {"deadlines": Deadlines(total=3)}, "error:timeout.total", 2),
+        ([(1, text("12345678")), (FOREVER, ())], {"resume_grace": 0}, "stop:disconnect", 2),
+        ([(1, ZeroDivisionError("a bug"))], {}, "error:internal", 0),
+    ],
+)
+async def test_how_a_run_ended_is_told(
+    script: list[Line],
+    limits: dict[str, Any],
+    reason: str,
+    tokens: int,
+    autojump_clock: MockClock,
+    lines: list[Any],
+) -> None:
+    await run_to_its_end((0, (SENT,)), *script, **limits)
+    ended = lines[-1]
+    assert (ended["event"], ended["reason"], ended["tokens"]) == ("run.ended", reason, tokens)
+    assert ended["tokens_estimated"] is bool(tokens)
+
+
+async def test_a_crash_is_a_line_with_the_bug(autojump_clock: MockClock, lines: list[Any]) -> None:
+    run = await run_to_its_end((1, ZeroDivisionError("a bug")))
+    (crash,) = [line for line in lines if line["event"] == "run.crashed"]
+    assert (crash["log_level"], crash["run_id"]) == ("error", run.id)
+    assert "a bug" in repr(crash["exc_info"].exceptions)
