@@ -161,9 +161,6 @@ TerminalEvent: TypeAlias = GenerationComplete | Error | AgentStopped
 
 EVENT_TYPES: tuple[type[Event], ...] = get_args(Event)
 TERMINAL_EVENT_TYPES: tuple[type[TerminalEvent], ...] = get_args(TerminalEvent)
-CONTENT_TYPES: tuple[type[Event], ...] = (TextDelta, ReasoningDelta, ToolCallStart)
-"""The events that count as the first token."""
-
 RETRY_MILLISECONDS = 1000
 """How long a browser waits before it reconnects, told with the first frame."""
 

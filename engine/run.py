@@ -170,8 +170,8 @@ class Run:
     def usage(self) -> Usage | None:
         """Token counts so far: the vendor's, else an estimate; None before anything was said."""
         usage = self._usage
-        if usage is None and self.first_token_at is not None:
-            usage = estimated_usage(self.spec.request, self.response, self._emitter.reasoned)
+        if self._finish_reason is None and self.first_token_at is not None:
+            usage = estimated_usage(self.spec.request, self.response, self._emitter.reasoned, reported=usage)
         if usage is None or self._answered_by is None:
             return usage
         return msgspec.structs.replace(usage, provider=self._answered_by.provider, model=self._answered_by.model)
@@ -278,8 +278,9 @@ class Run:
                     gather(text, step_id)
                 case UsagePiece():
                     usage = reported_usage(piece)
-                    self._emitter.emit(UsageUpdate(usage))
-                    self._usage = usage
+                    if usage != self._usage:  # some vendors report with every chunk
+                        self._emitter.emit(UsageUpdate(usage))
+                        self._usage = usage
                 case FinishPiece(reason):
                     self._finish_reason = reason
                 case RequestSentPiece():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from .events import Usage
 from .pieces import UsagePiece
 from .provider import ModelRequest
@@ -30,11 +32,17 @@ def reported_usage(piece: UsagePiece) -> Usage:
     )
 
 
-def estimated_usage(request: ModelRequest, response: str, reasoning: str = "") -> Usage:
-    """What a run cost whose vendor gave no figure (a stopped stream never gets one: openai-openapi#539).
+def estimated_usage(request: ModelRequest, response: str, reasoning: str = "", reported: Usage | None = None) -> Usage:
+    """What an answer that is not complete cost (a stopped stream gets no figures: openai-openapi#539).
 
-    Reasoning counts as output too, as the vendors bill it.
+    Reasoning counts as output too, as the vendors bill it. What the vendor ``reported`` on the way stands, unless it
+    knew of less output than has come since (Anthropic reports once before the first token).
     """
-    sent = sum(estimate_tokens(message.content) for message in request.messages)
     thought = estimate_tokens(reasoning)
-    return Usage(sent, estimate_tokens(response) + thought, reasoning_tokens=thought or None, estimated=True)
+    output = estimate_tokens(response) + thought
+    if reported is None:
+        sent = sum(estimate_tokens(message.content) for message in request.messages)
+        return Usage(sent, output, reasoning_tokens=thought or None, estimated=True)
+    if reported.output_tokens >= output:
+        return reported
+    return msgspec.structs.replace(reported, output_tokens=output, estimated=True)

@@ -213,12 +213,14 @@ class _Attempt:
         try:
             with self.progress.scope:
                 await self.link.provider.stream(self._request, self._take)
+                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                 self._commit()  # an answer without content is one too
         except ProviderError as error:
-            self._fail(error)
+            if not self.progress.scope.cancel_called:
+                self._fail(error)
         finally:
             self._breaker.released()
-        if self.progress.scope.cancelled_caught and not self._race.decided:
+        if self.progress.scope.cancel_called and not self._race.decided:
             code = self.progress.error_code
             self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
 
@@ -233,7 +235,7 @@ class _Attempt:
         if self._race.winner is self:
             self._race.forward(pieces)
             return
-        if self._race.decided:
+        if self._race.decided or self.progress.scope.cancel_called:
             return  # cancelled, and has not met it yet
         if any(isinstance(piece, RequestSentPiece) for piece in pieces):
             self.progress.enter("first_token")

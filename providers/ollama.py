@@ -28,7 +28,7 @@ from engine.provider import Message, ModelRequest, NamedTool, ToolChoice
 from .conversation import arguments_object, data_url, with_extra
 from .http import VendorRequest
 from .vendor_errors import error_from_object
-from .wire import MAX_LINE_BYTES, Endpoint, LineDecoder, decode_json, encode_json
+from .wire import Endpoint, LineDecoder, decode_json, encode_json
 
 NAME = "ollama"
 
@@ -90,8 +90,6 @@ class OllamaDecoder(LineDecoder):
 
     def decode_line(self, line: bytes, pieces: list[Piece]) -> None:
         """Append the pieces of one line. Raises ``ProviderError``."""
-        if len(line) > MAX_LINE_BYTES:  # the base class bounds a line only while its end is to come
-            raise ProviderError("upstream.protocol", f"the model sent a line of over {MAX_LINE_BYTES} bytes")
         decoded = decode_json(_line_decoder, line)
         if decoded.error is not None:
             raise error_from_object(decoded.error)

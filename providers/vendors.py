@@ -67,14 +67,14 @@ VENDORS: dict[str, Vendor] = {
     ),
     "anthropic": Vendor(
         wire=AnthropicWire(),
-        default_model="claude-sonnet-4-5",
+        default_model="claude-sonnet-5",
         base_url="https://api.anthropic.com",
         key_variables=("ANTHROPIC_API_KEY", "CLAUDE_API_KEY"),
         capabilities=ALL,
     ),
     "gemini": Vendor(
         wire=GeminiWire(),
-        default_model="gemini-2.5-flash",
+        default_model="gemini-flash-latest",
         base_url="https://generativelanguage.googleapis.com/v1beta",
         key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         capabilities=ALL,
@@ -126,7 +126,7 @@ VENDORS: dict[str, Vendor] = {
         default_model="qwen-plus",
         base_url="https://dashscope.aliyuncs.com",
         key_variables=("DASHSCOPE_API_KEY", "QWEN_API_KEY"),
-        capabilities=frozenset({"tools", "reasoning", "usage"}),
+        capabilities=ALL,
     ),
     "zhipu": Vendor(
         wire=ChatWire(

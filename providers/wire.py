@@ -89,7 +89,7 @@ class HttpProvider:
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         """Answer the request; see ``engine.provider.Provider``."""
-        vendor_request = self._wire.request(request, self._endpoint)
+        vendor_request = self._wire.request(_without_foreign_continuations(request, self.name), self._endpoint)
         try:
             await stream_answer(self._client, vendor_request, self._wire.decoder(), emit)
         except ProviderError as error:  # its text is for clients, and some vendors quote the key
@@ -101,6 +101,19 @@ class HttpProvider:
         """Close the connections, unless the client was handed in."""
         if self._own_client:
             await self._client.aclose()
+
+
+def _without_foreign_continuations(request: ModelRequest, provider: str) -> ModelRequest:
+    """The request as this provider may see it: what another one wants back is none of its business."""
+    if all(message.continued_by in (None, provider) for message in request.messages):
+        return request
+    messages = tuple(
+        message
+        if message.continued_by in (None, provider)
+        else msgspec.structs.replace(message, continuation=None, continued_by=None)
+        for message in request.messages
+    )
+    return msgspec.structs.replace(request, messages=messages)
 
 
 class EventStreamDecoder:
@@ -149,17 +162,22 @@ class LineDecoder:
         for rest in more:
             line = bytes(self._unfinished)
             self._unfinished[:] = rest
+            _check_line(line)
             if line.strip():
                 if self.done:
                     self.overrun = True
                     return
                 self.decode_line(line, pieces)
-        if len(self._unfinished) > MAX_LINE_BYTES:
-            raise ProviderError("upstream.protocol", f"the model sent a line of over {MAX_LINE_BYTES} bytes")
+        _check_line(self._unfinished)
 
     @abstractmethod
     def decode_line(self, line: bytes, pieces: list[Piece]) -> None:
         """Append the pieces of one line, which is not blank."""
+
+
+def _check_line(line: bytes | bytearray) -> None:
+    if len(line) > MAX_LINE_BYTES:
+        raise ProviderError("upstream.protocol", f"the model sent a line of over {MAX_LINE_BYTES} bytes")
 
 
 class _Typed(msgspec.Struct, gc=False):

@@ -27,7 +27,7 @@ from engine import (
     Usage,
     UsageUpdate,
 )
-from engine.events import CONTENT_TYPES, EVENT_TYPES, TERMINAL_EVENT_TYPES, encode_frame
+from engine.events import EVENT_TYPES, TERMINAL_EVENT_TYPES, encode_frame
 
 USAGE = Usage(12, 34, reasoning_tokens=5, cached_tokens=6, estimated=True, provider="vendor", model="large")
 
@@ -114,9 +114,8 @@ def test_the_tags_are_the_chunk_types_of_the_design() -> None:
     assert {kind.__struct_config__.tag_field for kind in EVENT_TYPES} == {"chunk_type"}
 
 
-def test_the_terminal_and_the_content_events_are_named() -> None:
+def test_the_terminal_events_are_named() -> None:
     assert set(TERMINAL_EVENT_TYPES) == {GenerationComplete, Error, AgentStopped}
-    assert set(CONTENT_TYPES) == {TextDelta, ReasoningDelta, ToolCallStart}
 
 
 def test_there_is_a_full_sample_of_every_event() -> None:

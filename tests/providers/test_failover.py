@@ -352,6 +352,41 @@ async def test_what_will_not_pass_is_not_retried(code: ProviderErrorCode, autoju
     assert ((await ask(chain(vendor))).code, len(vendor.calls)) == (code, 1)
 
 
+class Dying:
+    """A provider that still says something when its deadline cancels it, and may swallow the cancellation."""
+
+    name = "dying"
+
+    def __init__(self, *, swallows: bool) -> None:
+        self.swallows = swallows
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        emit([RequestSentPiece()])
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            emit([TextPiece("half an ans")])
+            if not self.swallows:
+                raise
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_what_an_attempt_says_when_its_deadline_has_fired_is_not_heard(
+    swallows: bool, autojump_clock: MockClock
+) -> None:
+    links = [
+        Link(provider=Dying(swallows=swallows), model="d", first_token=5),
+        Link(provider=Vendor("f", [answers()]), model="f"),
+    ]
+    outcome = await ask(FailoverProvider(links))
+    assert (outcome.text, outcome.first_token_at) == (FULL_TEXT, 5.5)
+    alone = await ask(FailoverProvider(links[:1]))
+    assert (alone.code, alone.text) == ("timeout.first_token", "")
+
+
 async def test_leaving_while_attempts_run_cancels_them_all(autojump_clock: MockClock) -> None:
     first, second = Vendor("1", [[100.0]]), Vendor("2", [[100.0]])
     with trio.move_on_after(7):
