@@ -1,4 +1,4 @@
-"""The command line: ``lumos serve | chat | record | replay``. Every option is also an environment variable."""
+"""The command line: ``lumos serve | chat | record | replay | providers``. Every option is also a variable."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def serve(host: str, port: int, agents: Path | None, log_level: str, resume_grac
 @_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
 @_option("--url", help="A running server to talk to, instead of an agent in this process.")
 def chat(message: str | None, agent: str, agents: Path | None, url: str | None) -> None:
-    """Stream an answer in the terminal, with TTFB and tokens per second.
+    """Stream an answer in the terminal, with TTFB and tokens/s.
 
     Without MESSAGE it asks for messages until the input ends.
     """
@@ -140,6 +140,31 @@ def replay(name: str | None, list_them: bool, measure: bool) -> None:
     else:
         from .recording_session import show_replay as show
     sys.exit(0 if _run(show, recording) else 1)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def providers(context: click.Context) -> None:
+    """List the providers, and what of them is configured here."""
+    from .provider_table import show_providers
+
+    if context.invoked_subcommand is None:
+        show_providers(os.environ)
+
+
+@providers.command()
+@click.argument("name")
+@_option("--model", help="The model's name there.  [default: the provider's]")
+@_option("--base-url", help="Where the API is.  [default: the provider's]")
+@_option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
+def check(name: str, model: str | None, base_url: str | None, api_key_env: str | None) -> None:
+    """Make one tiny real call to provider NAME."""
+    from providers.registry import ModelConfig
+
+    from .provider_table import check_provider
+
+    config = ModelConfig(provider=name, model=model or "", base_url=base_url, api_key_env=api_key_env)
+    sys.exit(0 if _run(check_provider, config, os.environ) else 1)
 
 
 def _list_recordings() -> None:

@@ -51,7 +51,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
 
 def test_the_commands() -> None:
-    assert COMMANDS == ["chat", "record", "replay", "serve"]
+    assert COMMANDS == ["chat", "providers", "record", "replay", "serve"]
 
 
 def test_the_help_of_lumos_names_every_command() -> None:
