@@ -16,11 +16,11 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check format lock clean
+.PHONY: help env serve test check bench-ttfb format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 names another interpreter for a new .venv; ARGS='...' goes on to lumos serve, pytest or uv."
 
 serve: $(VENV)/.run ## run the server on http://127.0.0.1:8080 (ARGS="--port 9000")
@@ -43,6 +43,9 @@ check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch cov
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(ARGS) --cov
+
+bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")
+	@$(BIN)/python -m benchmarks.ttfb $(ARGS)
 
 format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -40,7 +40,7 @@ def served(make_app: Callable[[trio.Nursery], QuartTrio]) -> Iterator[str]:
         try:
             yield base_url(listeners[0])
         finally:
-            trio.from_thread.run_sync(stopping.set, trio_token=tokens[0])
+            tokens[0].run_sync_soon(stopping.set)
             serving.result()
 
 
