@@ -38,35 +38,38 @@ class SlowModel:
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
-        self.connections = self.speaking = self.begun = self.finished = 0
+        self.connections = self.speaking = self.finished = 0
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
         self.connections += 1
         try:
             with suppress(trio.BrokenResourceError):
                 while await stream.receive_some():  # small requests come in one read
-                    await self._speak(stream)
+                    await self._answer(stream)
         finally:
             self.connections -= 1
             await trio.aclose_forcefully(stream)
 
-    async def _speak(self, stream: trio.SocketStream) -> None:
+    async def _answer(self, stream: trio.SocketStream) -> None:
         """Answer, and notice at once when the client goes, as model servers do."""
         self.speaking += 1
-        self.begun += 1
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_readable, stream, nursery.cancel_scope)
-                await trio.sleep(PAUSE_SECONDS)
-                await stream.send_all(STREAM_HEAD)
-                for token in range(TOKENS):
-                    await trio.sleep(PAUSE_SECONDS)
-                    await stream.send_all(chunked(text_event(f"{token} ")))
-                await stream.send_all(chunked(DONE_EVENT) + LAST_CHUNK)
-                self.finished += 1
+                with suppress(trio.BrokenResourceError):
+                    await self._speak(stream)
                 nursery.cancel_scope.cancel()
         finally:
             self.speaking -= 1
+
+    async def _speak(self, stream: trio.SocketStream) -> None:
+        await trio.sleep(PAUSE_SECONDS)
+        await stream.send_all(STREAM_HEAD)
+        for token in range(TOKENS):
+            await trio.sleep(PAUSE_SECONDS)
+            await stream.send_all(chunked(text_event(f"{token} ")))
+        await stream.send_all(chunked(DONE_EVENT) + LAST_CHUNK)
+        self.finished += 1
 
     async def _stop_when_readable(self, stream: trio.SocketStream, answer: trio.CancelScope) -> None:
         await trio.lowlevel.wait_readable(stream.socket)
@@ -120,7 +123,7 @@ async def at_random_moments(seed: int, count: int, ask: Callable[[], Awaitable[N
 
     async with trio.open_nursery() as nursery:
         for _ in range(count):
-            patience = inf if chance.random() < 0.1 else chance.uniform(0, 1.5 * ANSWER_SECONDS)
+            patience = inf if chance.random() < 0.2 else chance.uniform(0, 1.5 * ANSWER_SECONDS)
             nursery.start_soon(ask_once, patience)
     return cancelled
 
