@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import msgspec
 import pytest
 import trio
 
-from engine import Error, Event, GenerationComplete
+from engine import Error, Event, GenerationComplete, TextDelta
 from providers.http import open_client
 from providers.recording import Recording
 from providers.sse import SSEParser
@@ -117,6 +117,11 @@ class LiveAnswer:
         self.events += [decode_event(frame.data) for frame in self._parser.feed(chunk)]
         return bool(chunk)
 
+    async def read_text(self) -> None:
+        """Read until the model has said something."""
+        while not any(isinstance(event, TextDelta) for event in self.events):
+            assert await self.read_some()
+
     async def read_to_end(self) -> Event:
         """Read to the end of the body, which must be a clean one; the last event."""
         while await self.read_some():
@@ -188,7 +193,7 @@ async def test_no_key_prompt_or_answer_is_in_the_log(tmp_path: Path) -> None:
 async def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path: Path) -> None:
     async with site(tmp_path, recording=steady_recording(first=0.1, gap=0.05, last=1.5)) as lumos:
         async with lumos.open_chat() as answer:
-            await answer.read_some()
+            await answer.read_text()
             lumos.serve.process.terminate()
             draining = await lumos.serve.wait_line("server.draining")
             assert (draining["active_runs"], draining["drain_seconds"]) == (1, 30.0)
@@ -205,7 +210,7 @@ async def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path: Path)
 async def test_what_outlasts_the_drain_ends_with_draining(tmp_path: Path) -> None:
     async with site(tmp_path, "--drain", "0.5", recording=STEADY) as lumos:
         async with lumos.open_chat() as answer:
-            await answer.read_some()
+            await answer.read_text()
             lumos.serve.process.terminate()
             signalled_at = trio.current_time()
             await assert_ends_with_draining(answer)
@@ -228,7 +233,7 @@ async def assert_ends_with_draining(answer: LiveAnswer) -> None:
 async def test_ctrl_c_or_a_second_signal_ends_streams_at_once(signals: Sequence[int], tmp_path: Path) -> None:
     async with site(tmp_path, recording=STEADY) as lumos:
         async with lumos.open_chat() as answer:
-            await answer.read_some()
+            await answer.read_text()
             for signum in signals:
                 lumos.serve.process.send_signal(signum)
                 await lumos.serve.wait_line("server.draining")
@@ -257,16 +262,15 @@ async def test_h8_out_of_descriptors_a_stream_goes_on_and_the_server_recovers(tm
     async with site(tmp_path, recording=steady_recording(first=0.1, gap=0.05, last=2.0)) as lumos:
         resource.prlimit(lumos.serve.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
         async with lumos.open_chat() as answer:
-            await answer.read_some()
-            port = httpx.URL(lumos.url).port
-            flood = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * limit)]
-            complaint = await lumos.serve.wait_line(
-                "accept returned EMFILE (Too many open files); retrying in 0.1 seconds"
-            )
-            assert complaint["level"] == "error"
-            assert isinstance(await answer.read_to_end(), GenerationComplete)
-            for client in flood:
-                client.close()
+            await answer.read_text()
+            with ExitStack() as flood:
+                for _ in range(2 * limit):
+                    flood.enter_context(socket.create_connection(("127.0.0.1", httpx.URL(lumos.url).port)))
+                complaint = await lumos.serve.wait_line(
+                    "accept returned EMFILE (Too many open files); retrying in 0.1 seconds"
+                )
+                assert complaint["level"] == "error"
+                assert isinstance(await answer.read_to_end(), GenerationComplete)
         with trio.fail_after(LONG):
             assert await lumos.status("/health/ready") == 200
         lumos.serve.process.terminate()
