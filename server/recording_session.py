@@ -15,7 +15,7 @@ from engine import BasicAgent, Deadlines, StreamingAgent
 from providers.http import open_client
 from providers.recorder import Recorder
 from providers.recording import Recording, dump
-from providers.registry import ModelConfig, create_provider
+from providers.registry import ModelConfig, create_single_provider
 from providers.replay import ReplayProvider
 
 from .terminal import show_answer, show_summary
@@ -49,7 +49,7 @@ async def record_answer(
         OSError: the file cannot be written.
     """
     async with open_client(environment=environment) as client:
-        recorder = Recorder(create_provider(config, environment, client))
+        recorder = Recorder(create_single_provider(config, environment, client))  # one request: no retries in it
         agent = BasicAgent(
             agent_id="recorded", provider=recorder, model=config.model, instructions="", deadlines=LONGEST_ANSWER
         )

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 CTRL_C = "\x03"
 CTRL_D = "\x04"
 WAIT_SECONDS = 20.0
+PRESS_AGAIN_SECONDS = 4.0
 
 # Ctrl-C reaches the processes whose controlling terminal this is. A parent may have set SIGINT to be ignored.
 _IN_THE_TERMINAL = """
@@ -47,6 +48,20 @@ class Keyboard:
         between = self.shown[self._seen : at]
         self._seen = at + len(text)
         return between
+
+    def press_until_end(self, keys: str) -> None:
+        """Press the keys, and again each few seconds until the command ends.
+
+        Python's input() may miss a signal that comes just before it begins to wait (``readline_until_enter_or_signal``
+        in CPython's ``Modules/readline.c``); whoever sits there presses again.
+        """
+        for _ in range(int(WAIT_SECONDS / PRESS_AGAIN_SECONDS)):
+            self.type(keys)
+            deadline = time.monotonic() + PRESS_AGAIN_SECONDS
+            while self._read(deadline):
+                pass
+            if time.monotonic() < deadline:
+                return
 
     def wait_end(self) -> int:
         """Wait until the command ends; its exit code. The rest of what it shows is in ``shown`` then."""

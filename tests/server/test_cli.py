@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from server.compose import ServerSettings
 from tests.server.commands import LUMOS, agent_at, complaint, lumos, write_agents
 
 COMMANDS = sorted(main.commands)
-OPTIONS = [
-    pytest.param(name, option, id=f"{name} {option.opts[0]}")
-    for name in COMMANDS
-    for option in main.commands[name].params
-    if isinstance(option, click.Option)
-]
 NO_AGENTS_FROM_OUTSIDE = {"LUMOS_AGENTS": None}
+
+
+def options_of(group: click.Group, *path: str) -> Iterator[Any]:
+    """Every option of every command: the words that call the command, and the option."""
+    for name, command in group.commands.items():
+        words = (*path, name)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                yield pytest.param(words, option, id=" ".join([*words, option.opts[0]]))
+        if isinstance(command, click.Group):
+            yield from options_of(command, *words)
 
 
 class Served:
@@ -68,14 +74,14 @@ def test_the_version_is_the_package_s() -> None:
     assert re.fullmatch(r"lumos, version \d+\.\d+\.\d+\n", lumos("--version").stdout)
 
 
-@pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_every_option_is_an_environment_variable_and_explained(command: str, option: click.Option) -> None:
+@pytest.mark.parametrize(("words", "option"), [*options_of(main)])
+def test_every_option_is_an_environment_variable_and_explained(words: tuple[str, ...], option: click.Option) -> None:
     variable = "LUMOS_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
     assert option.envvar == variable
     assert option.help
-    assert option.help.endswith(".")
-    help_text = " ".join(lumos(command, "--help").stdout.split())
-    assert option.help in help_text
+    assert option.help[0].isupper()
+    help_text = " ".join(lumos(*words, "--help").stdout.split())
+    assert " ".join(option.help.split()) in help_text
     assert f"env var: {variable}" in help_text
 
 
