@@ -1,0 +1,39 @@
+"""The examples under ``docs/`` do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from providers.recording import load
+
+TEN_LINES = Path(__file__).parents[1] / "docs" / "ten_lines.py"
+
+
+def test_the_ten_lines_stream_the_recorded_answer() -> None:
+    run = subprocess.run([sys.executable, TEN_LINES], capture_output=True, timeout=50, check=True)
+    assert run.stdout.decode() == load("gpt4o-short").text
+    assert run.stderr == b""
+
+
+def test_they_are_ten() -> None:
+    code = [line for line in TEN_LINES.read_text().splitlines() if line and not re.match(r'#|"""|import|from', line)]
+    assert len(code) <= 10
+
+
+def test_the_variant_in_their_comment_makes_an_openai_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = TEN_LINES.read_text()
+    imports = re.findall(r"`(import \S+|from \S+ import \S+)`", script)
+    variant = re.findall(r"^# (agent = .*)$", script, re.MULTILINE)
+    assert imports
+    monkeypatch.setitem(os.environ, "OPENAI_API_KEY", "sk-fake")
+    names: dict[str, Any] = {}
+    exec("\n".join([*imports, script.replace("trio.run(main)", ""), *variant]), names)
+    request = names["agent"].run_spec("Hi").request
+    assert (names["agent"].provider.name, request.model) == ("openai", "gpt-4o")
