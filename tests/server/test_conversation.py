@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,17 @@ class TestOneMessage:
         assert short.duration_ns / 1e9 - 0.01 <= float(elapsed) < short.duration_ns / 1e9 + 0.5
         assert (estimated, tokens) == ("", "64")
         assert rate
+
+    def test_a_reader_that_leaves_ends_it_quietly(self, model: ModelServer) -> None:
+        model.vendor.recording = LONG
+        command = [str(LUMOS), "chat", "Hello", *model.options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
+            assert chat.stdout is not None
+            assert chat.stderr is not None
+            assert chat.stdout.read(6) == b"word0 "
+            chat.stdout.close()
+            assert chat.wait(20) == 1
+            assert b"Traceback" not in chat.stderr.read()
 
     def test_the_options_are_variables_too(self, model: ModelServer) -> None:
         _, agents, _, agent = model.options
