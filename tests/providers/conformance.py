@@ -1,6 +1,7 @@
 """What the conformance suite is made of: the cases, one way to decode them, and ways to write the same answer anew.
 
-A new vendor needs no test of its own here: a module in ``wire_cases/`` with ``CASES`` is found and run.
+A new wire format needs no test of its own here: a module in ``wire_cases/`` with ``CASES`` is found and run, and so is
+every vendor of the registry.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 from engine.errors import ProviderError, ProviderErrorCode
 from engine.pieces import Piece
+from providers.vendors import VENDORS, Vendor
 
 from . import wire_cases
 from .wire_cases import WireCase
@@ -45,6 +47,17 @@ def one_case_a_wire() -> dict[str, WireCase]:
 
 
 WIRES = one_case_a_wire()
+
+
+def case_of(vendor: Vendor) -> WireCase:
+    """A good answer of a vendor of the registry; its decoder must be one that the cases show."""
+    decoder = type(vendor.wire.decoder())
+    shown = [case for case in WIRES.values() if type(case.wire.decoder()) is decoder]
+    assert shown, f"no case in wire_cases/ is for {decoder.__name__}"
+    return replace(shown[0], wire=vendor.wire)
+
+
+by_vendor = pytest.mark.parametrize("case", [case_of(vendor) for vendor in VENDORS.values()], ids=VENDORS.keys())
 by_wire = pytest.mark.parametrize("case", WIRES.values(), ids=WIRES.keys())
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 by_module = pytest.mark.parametrize("cases", BY_MODULE.values(), ids=BY_MODULE.keys())
