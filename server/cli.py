@@ -10,9 +10,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from providers.recording import Recording
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -120,21 +123,25 @@ def record(base_url: str, model: str, prompt: str, api_key_env: str | None, outp
 @click.argument("name", required=False)
 @_option("--list", "list_them", is_flag=True, help="List the packaged recordings.")
 @_option("--measure", is_flag=True, help="Replay over a real socket and show how exact the times are.")
-def replay(name: str | None, list_them: bool, measure: bool) -> None:
+@_option(
+    "--serve", "serve_it", is_flag=True, help="Mock the vendors' APIs with it; without NAME, models name recordings."
+)
+@_option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
+@_option("--host", default="127.0.0.1", show_default=True, help="Address that the mock listens on.")
+@_option("--port", default=8081, show_default=True, type=click.IntRange(0, 65535), help="Its port; 0 takes a free one.")
+def replay(
+    name: str | None, list_them: bool, measure: bool, serve_it: bool, providers: tuple[str, ...], host: str, port: int
+) -> None:
     """Replay a recording with its own timing. NAME is a packaged recording or a file."""
-    from providers.recording import RecordingError, load
-
     if list_them:
         _list_recordings()
         return
+    if serve_it:
+        _serve_vendors(None if name is None else _load(name), providers, host, port)
+        return
     if name is None:
         raise click.UsageError("name a recording, or use --list")
-    try:
-        recording = load(name)
-    except RecordingError as error:
-        _give_up(str(error))
-    except OSError as error:
-        _give_up(_file_trouble(error, name))
+    recording = _load(name)
     if measure:
         from .measure import show_accuracy as show
     else:
@@ -165,6 +172,32 @@ def check(name: str, model: str | None, base_url: str | None, api_key_env: str |
 
     config = ModelConfig(provider=name, model=model or "", base_url=base_url, api_key_env=api_key_env)
     sys.exit(0 if _run(check_provider, config, os.environ) else 1)
+
+
+def _load(name: str) -> Recording:
+    from providers.recording import RecordingError, load
+
+    try:
+        return load(name)
+    except RecordingError as error:
+        _give_up(str(error))
+    except OSError as error:
+        _give_up(_file_trouble(error, name))
+
+
+def _serve_vendors(recording: Recording | None, providers: tuple[str, ...], host: str, port: int) -> None:
+    from .logs import configure_logging
+    from .vendor_session import mocked_providers, serve_vendors
+
+    configure_logging("warning")
+    try:
+        mocked = mocked_providers(providers)
+    except ValueError as error:
+        _give_up(str(error))
+    try:
+        _run(serve_vendors, recording, mocked, host, port)
+    except OSError as error:
+        _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
 
 
 def _list_recordings() -> None:

@@ -228,7 +228,7 @@ def ability_for(case: WireCase) -> Ability:
 @pytest.mark.parametrize("case", GOOD_CASES, ids=lambda case: case.name)
 def test_the_vendors_own_answers_come_back(case: WireCase) -> None:
     able = ability_for(case)
-    pieces = [piece for piece in without_continuation(case.pieces)]
+    pieces = without_continuation(case.pieces)
     if (finish := pieces_of(pieces, FinishPiece)) and finish[-1].reason not in {*able.reasons, "tool_calls"}:
         pytest.skip("the format has no word for this end")
     outcome = read_back(able, recording_of([tuple(pieces)]))
