@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import trio
@@ -74,6 +75,19 @@ async def test_on_the_virtual_clock_nothing_is_late(autojump_clock: MockClock) -
     assert measured.seconds == 93
     assert measured.max_ms == pytest.approx(0, abs=1e-6)
     assert measured.drift_ms == pytest.approx(0, abs=1e-6)
+
+
+async def test_a_request_that_is_not_measured_comes_first(autojump_clock: MockClock) -> None:
+    asked: list[str] = []
+
+    async def note(request: httpx.Request) -> None:
+        asked.append(request.url.path)
+
+    async with open_world() as world:
+        world.add_agent("demo", ReplayProvider(FOUR_TEXTS))
+        world.client.event_hooks = {"request": [note]}
+        await stream_arrivals(world.client, "http://lumos", "demo")
+    assert asked == ["/health/live", "/api/v1/agents/demo/chat/lumosai/stream"]
 
 
 async def test_over_a_real_socket_a_replay_does_not_drift() -> None:
