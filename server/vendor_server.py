@@ -147,7 +147,7 @@ def _add_path(app: QuartTrio, path: str, mock: _Mock) -> None:
 def _add_model_list(app: QuartTrio, library: Library) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        if not _has_key(request, {"bearer"}):
+        if not _has_key(request, {"bearer token"}):
             return _refusal(MOCKED_VENDORS["openai"], RefusedError("upstream.auth", "send a key as a bearer token"))
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "lumos"} for name in library.models]
         return json_response({"object": "list", "data": data})
@@ -248,7 +248,7 @@ def _has_key(asked: Request, places: Collection[KeyPlace]) -> bool:
 
 def _key_at(asked: Request, place: KeyPlace) -> str:
     match place:
-        case "bearer":
+        case "bearer token":
             scheme, _, key = asked.headers.get("Authorization", "").partition(" ")
             return key.strip() if scheme.lower() == "bearer" else ""
         case "?key" | "?access_token":

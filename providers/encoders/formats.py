@@ -12,7 +12,7 @@ from engine.errors import ProviderErrorCode
 from . import anthropic, baidu_v1, cohere, dashscope, gemini, ollama, openai_chat, openai_responses, whole
 from .base import AnswerFacts, Encoder
 
-KeyPlace: TypeAlias = Literal["bearer", "x-api-key", "api-key", "x-goog-api-key", "?key", "?access_token"]
+KeyPlace: TypeAlias = Literal["bearer token", "x-api-key", "api-key", "x-goog-api-key", "?key", "?access_token"]
 
 STATUSES: dict[ProviderErrorCode, int] = {
     "upstream.auth": 401,
@@ -102,10 +102,12 @@ class MockedVendor(msgspec.Struct, frozen=True, kw_only=True):
     format: Format
     paths: tuple[str, ...]
     base_path: str = ""
-    key_places: tuple[KeyPlace, ...] = ("bearer",)
+    key_places: tuple[KeyPlace, ...] = ("bearer token",)
 
 
-def _chat(base_path: str, dialect: Format = CHAT, *, key_places: tuple[KeyPlace, ...] = ("bearer",)) -> MockedVendor:
+def _chat(
+    base_path: str, dialect: Format = CHAT, *, key_places: tuple[KeyPlace, ...] = ("bearer token",)
+) -> MockedVendor:
     paths = (f"{base_path}/chat/completions",)
     return MockedVendor(format=dialect, paths=paths, base_path=base_path, key_places=key_places)
 
@@ -116,9 +118,9 @@ MOCKED_VENDORS: dict[str, MockedVendor] = {
     "azure": MockedVendor(
         format=CHAT,
         paths=("/openai/deployments/<model>/chat/completions", "/openai/v1/chat/completions"),
-        key_places=("api-key", "bearer"),
+        key_places=("api-key", "bearer token"),
     ),
-    "anthropic": MockedVendor(format=ANTHROPIC, paths=("/v1/messages",), key_places=("x-api-key", "bearer")),
+    "anthropic": MockedVendor(format=ANTHROPIC, paths=("/v1/messages",), key_places=("x-api-key", "bearer token")),
     "gemini": MockedVendor(
         format=GEMINI,
         paths=("/v1beta/<path:model>:streamGenerateContent",),
