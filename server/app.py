@@ -14,7 +14,7 @@ from engine import AgentStopped, BasicAgent, DrainingError, Error, GenerationCom
 from .errors import ApiError, draining, install_error_handlers, json_response, not_found
 from .requests import BODY_SECONDS, MAX_BODY_BYTES, ChatRequest, read_json
 from .simulated import SimulatedBody
-from .sse import EventStreamBody, requested_cursor, stream_response
+from .sse import EventStreamBody, StreamConnection, requested_cursor, stream_response
 
 API = "/api/v1"
 
@@ -45,6 +45,7 @@ class RunView(msgspec.Struct, frozen=True):
 def create_app(services: Services) -> QuartTrio:
     """The app over these services. It starts nothing and owns nothing: closing them is the caller's."""
     app = QuartTrio("lumos", static_folder=None)
+    app.asgi_http_class = StreamConnection
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     install_error_handlers(app)

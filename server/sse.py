@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 import trio
+from hypercorn.typing import ASGISendCallable
 from quart import Request, Response
+from quart.typing import ResponseTypes
 from quart.wrappers.response import ResponseBody
+from quart_trio.asgi import TrioASGIHTTPConnection
 
 from engine import RunLog
 
@@ -26,24 +30,26 @@ STREAM_HEADERS = {
 class EventStreamBody(ResponseBody):
     """The frames of a log from a cursor on: all that is there in one piece, then live, to the terminal event.
 
-    Counts as a reader of the run from ``__aenter__`` to ``__aexit__``. A silent run gets a comment every
-    ``HEARTBEAT_SECONDS``, so that no proxy takes it for dead; nothing is sent while the client does not read.
+    ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
+    that no proxy takes it for dead; nothing is sent while the client does not read.
     """
 
     def __init__(self, log: RunLog, after: int) -> None:
         self._log = log
         self._after = after
-        self._reading = log.attached()
         self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
 
+    def attached(self) -> AbstractContextManager[None]:
+        """Count as a reader of the run for as long as the block lasts."""
+        return self._log.attached()
+
     async def __aenter__(self) -> EventStreamBody:
-        self._reading.__enter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reading.__exit__(None, None, None)
+        """Nothing is open."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -57,6 +63,18 @@ class EventStreamBody(ResponseBody):
             return HEARTBEAT
         self._after = entries[-1].seq
         return b"".join([entry.frame for entry in entries])
+
+
+class StreamConnection(TrioASGIHTTPConnection):
+    """Quart-Trio's side of a request. A stream is read from before its head is sent, not from after it.
+
+    A client that goes in between would never have been a reader, and its run would wait seconds for the first one.
+    """
+
+    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+        body = response.response
+        with body.attached() if isinstance(body, EventStreamBody) else nullcontext():
+            await super()._send_response(send, response)
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from math import inf
 
 import httpx
@@ -34,10 +35,11 @@ REQUEST = ModelRequest((Message("user", "hi"),), "m")
 
 
 class SlowModel:
-    """A model server on a loopback socket that speaks slowly; ``speaking`` answers are under way."""
+    """A model server on a loopback socket that speaks slowly; ``speaking`` answers are under way, or go on for ever."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+        self.endless = False
         self.connections = self.speaking = self.finished = 0
 
     async def serve_connection(self, stream: trio.SocketStream) -> None:
@@ -65,7 +67,9 @@ class SlowModel:
     async def _speak(self, stream: trio.SocketStream) -> None:
         await trio.sleep(PAUSE_SECONDS)
         await stream.send_all(STREAM_HEAD)
-        for token in range(TOKENS):
+        for token in count():
+            if token >= TOKENS and not self.endless:
+                break
             await trio.sleep(PAUSE_SECONDS)
             await stream.send_all(chunked(text_event(f"{token} ")))
         await stream.send_all(chunked(DONE_EVENT) + LAST_CHUNK)
@@ -109,8 +113,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.01)
 
 
-async def at_random_moments(seed: int, count: int, ask: Callable[[], Awaitable[None]]) -> int:
-    """Ask so often, each time cancelled at a random moment, some never; how many were cancelled."""
+async def at_random_moments(seed: int, times: int, patient: float, ask: Callable[[], Awaitable[None]]) -> int:
+    """Ask so often, each time cancelled at a random moment, a part of them never; how many were cancelled."""
     chance = random.Random(seed)
     limiter, cancelled = trio.CapacityLimiter(AT_ONCE), 0
 
@@ -122,8 +126,8 @@ async def at_random_moments(seed: int, count: int, ask: Callable[[], Awaitable[N
         cancelled += scope.cancelled_caught
 
     async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            patience = inf if chance.random() < 0.2 else chance.uniform(0, 1.5 * ANSWER_SECONDS)
+        for _ in range(times):
+            patience = inf if chance.random() < patient else chance.uniform(0, 1.5 * ANSWER_SECONDS)
             nursery.start_soon(ask_once, patience)
     return cancelled
 
@@ -143,7 +147,7 @@ async def test_requests_cancelled_at_random_moments_leave_nothing() -> None:
         transport, before = TrioTransport(), Balance()
         async with httpx.AsyncClient(transport=transport, timeout=None, trust_env=False) as client:
             provider = OpenAIChatProvider(base_url=model.url, client=client)
-            cancelled = await at_random_moments(1, REQUESTS, lambda: provider.stream(REQUEST, ignore))
+            cancelled = await at_random_moments(1, REQUESTS, 0.2, lambda: provider.stream(REQUEST, ignore))
             assert cancelled > REQUESTS / 4
             assert model.finished > REQUESTS / 10
             assert transport.open_connections == 0
@@ -189,9 +193,10 @@ async def test_chats_left_at_random_moments_leave_nothing(on_disconnect: str) ->
             async def chat_unheard() -> None:
                 await chat()
 
-            cancelled = await at_random_moments(2, CHATS, chat_unheard)
-            assert cancelled > CHATS / 4
+            model.endless = True
+            assert await at_random_moments(2, CHATS, 0.0, chat_unheard) == CHATS
             await until(lambda: supervisor.active_runs == 0 and model.speaking == 0)
             assert (supervisor.active_runs, model.speaking) == (0, 0)
+            model.endless = False
             assert (await chat()).count('"chunk_type":"done"') == 1
         await before.check_settled()

@@ -15,7 +15,7 @@ from tests.harness.memory_network import MemoryConnection
 from tests.harness.raw_vendor import DONE_EVENT, HELLO, LAST_CHUNK, RawVendor, answer
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, text_event
-from tests.harness.world import VENDOR, Answer, World, open_world
+from tests.harness.world import LUMOS, STREAM_URL, VENDOR, Answer, World, open_world
 
 WORD = chunked(text_event("word "))
 SLOWLY: list[Act] = [1.0, STREAM_HEAD, 1.0, WORD, 1.0, WORD, 1.0, chunked(DONE_EVENT) + LAST_CHUNK]
@@ -175,6 +175,25 @@ async def test_a_client_that_leaves_without_grace_closes_the_connection_then(
         await trio.sleep(1)
         assert (closed_at(world), world.supervisor.active_runs) == ([at], 0)
         assert is_done(await world.chat())
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "half closes"])
+@pytest.mark.parametrize("ticks", range(30))
+async def test_a_client_that_leaves_as_it_asks_leaves_nothing(
+    ticks: int, closes: bool, autojump_clock: MockClock
+) -> None:
+    """A real socket still takes a write after the client has closed; half a close in memory does too."""
+    body = b'{"message":"hi","on_disconnect":"cancel"}'
+    lines = [f"POST {STREAM_URL.removeprefix('http://lumos')} HTTP/1.1", "Host: lumos", f"Content-Length: {len(body)}"]
+    async with world_with(SLOWLY) as (world, _):
+        stream = await world.network.connect(*LUMOS)
+        await stream.send_all("\r\n".join([*lines, "Content-Type: application/json", "", ""]).encode() + body)
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        await (stream.aclose() if closes else stream.send_eof())
+        await wait_all_tasks_blocked()
+        assert world.supervisor.active_runs == 0
+        assert closed_at(world) in ([], [0.0])
 
 
 async def test_a_run_stopped_while_connecting_has_no_connection(autojump_clock: MockClock) -> None:
