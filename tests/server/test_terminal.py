@@ -120,6 +120,7 @@ async def test_ctrl_c_cancels_the_block_alone_and_is_itself_again_after_it(autoj
         with interruptible():
             async with trio.open_nursery() as inner:
                 inner.start_soon(trio.sleep_forever)
+                inner.start_soon(trio.sleep_forever)
         assert trio.current_time() - started_at == 1
     assert signal.getsignal(signal.SIGINT) is usual
 
