@@ -9,7 +9,6 @@ from itertools import chain, repeat
 from typing import Any
 
 import pytest
-import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine import Deadlines, Error, GenerationComplete, TextDelta
@@ -224,7 +223,7 @@ async def check_one_error(world: World, answer: Answer) -> Error:
     assert KEY not in error.content
     run = world.supervisor.find(answer.run_id)
     assert run is not None
-    await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()  # the terminal event may be there some ticks before all has ended
     assert [entry.event for entry in run.log.entries()] == answer.events
     assert answer.ids == [f"{answer.run_id}.{seq + 1}" for seq in range(len(answer.events))]
     assert world.journal.bugs == []
@@ -415,6 +414,7 @@ async def test_what_follows_the_end_mark_changes_nothing_but_the_connection(
         answered = await world.chat()
         done = answered.events[-1]
         assert isinstance(done, GenerationComplete)
+        await wait_all_tasks_blocked()
         assert done.response == said_in(answered) == "word "
         assert answered.arrivals[-1] - answered.asked_at == at
         assert [connection.client.closed_at for connection in upstream(world)] == [answered.arrivals[-1]]

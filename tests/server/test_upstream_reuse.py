@@ -35,8 +35,9 @@ def upstream(world: World) -> list[MemoryConnection]:
     return [connection for connection in world.network.connections if connection.server.socket.local == VENDOR]
 
 
-def closed_at(world: World) -> list[float | None]:
-    """When each connection to the model's server was closed from our side; None while it is open."""
+async def closed_at(world: World) -> list[float | None]:
+    """When each connection to the model's server was closed from our side, up to now; None while it is open."""
+    await wait_all_tasks_blocked()
     return [connection.client.closed_at for connection in upstream(world)]
 
 
@@ -50,7 +51,7 @@ async def test_runs_one_after_the_other_share_one_connection(autojump_clock: Moc
         vendor = await world.add_vendor(steady_recording(first=0.5, last=3.0))
         for _ in range(20):
             assert is_done(await world.chat())
-        assert (len(vendor.calls), closed_at(world)) == (20, [None])
+        assert (len(vendor.calls), await closed_at(world)) == (20, [None])
 
 
 async def test_runs_at_once_each_have_a_connection_and_share_them_later(autojump_clock: MockClock) -> None:
@@ -59,7 +60,7 @@ async def test_runs_at_once_each_have_a_connection_and_share_them_later(autojump
             async with trio.open_nursery() as chats:
                 for _ in range(5):
                     chats.start_soon(world.chat)
-            assert (len(vendor.requests), closed_at(world)) == (5 * round_, [None] * 5)
+            assert (len(vendor.requests), await closed_at(world)) == (5 * round_, [None] * 5)
 
 
 async def test_an_idle_connection_is_kept_for_a_minute(autojump_clock: MockClock) -> None:
@@ -67,10 +68,10 @@ async def test_an_idle_connection_is_kept_for_a_minute(autojump_clock: MockClock
         await world.chat()
         await trio.sleep(59)
         await world.chat()
-        assert closed_at(world) == [None]
+        assert await closed_at(world) == [None]
         await trio.sleep(61)
         await world.chat()
-        assert closed_at(world) == [120.0, None]
+        assert await closed_at(world) == [120.0, None]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ async def test_a_connection_that_stirred_while_idle_is_not_used_again(
         assert is_done(await world.chat())
         await trio.sleep(5)
         assert is_done(await world.chat())
-        assert (len(vendor.requests), closed_at(world)) == (2, [5.0, None])
+        assert (len(vendor.requests), await closed_at(world)) == (2, [5.0, None])
 
 
 @pytest.mark.parametrize("ending", ["close", "reset"])
@@ -98,7 +99,7 @@ async def test_a_connection_closed_as_the_request_comes_is_replaced_unnoticed(
         answered = await world.chat()
         assert is_done(answered)
         assert answered.arrivals[-1] - answered.asked_at == 0.5
-        assert (len(vendor.requests), closed_at(world)) == (3, [0.5, None])
+        assert (len(vendor.requests), await closed_at(world)) == (3, [0.5, None])
 
 
 async def test_a_connection_closed_as_the_request_comes_is_replaced_only_once(autojump_clock: MockClock) -> None:
@@ -106,7 +107,7 @@ async def test_a_connection_closed_as_the_request_comes_is_replaced_only_once(au
         await world.chat()
         failed = (await world.chat()).events[-1]
         assert isinstance(failed, Error)
-        assert (failed.code, len(vendor.requests), closed_at(world)) == ("upstream.connection", 3, [0, 0])
+        assert (failed.code, len(vendor.requests), await closed_at(world)) == ("upstream.connection", 3, [0, 0])
 
 
 async def test_the_first_token_deadline_counts_over_a_replaced_connection(autojump_clock: MockClock) -> None:
@@ -159,7 +160,7 @@ async def test_ending_a_run_closes_its_connection_at_that_moment(
             nursery.start_soon(end, world, answered, at)
             async for _ in answered:
                 pass
-        assert closed_at(world) == [answered.asked_at + at]
+        assert await closed_at(world) == [answered.asked_at + at]
         assert isinstance(answered.events[-1], AgentStopped | Error)
         assert world.journal.bugs == []
 
@@ -173,7 +174,7 @@ async def test_a_client_that_leaves_without_grace_closes_the_connection_then(
         with trio.move_on_after(at):
             await world.chat(on_disconnect="cancel")
         await trio.sleep(1)
-        assert (closed_at(world), world.supervisor.active_runs) == ([at], 0)
+        assert (await closed_at(world), world.supervisor.active_runs) == ([at], 0)
         assert is_done(await world.chat())
 
 
@@ -191,9 +192,8 @@ async def test_a_client_that_leaves_as_it_asks_leaves_nothing(
         for _ in range(ticks):
             await trio.lowlevel.checkpoint()
         await (stream.aclose() if closes else stream.send_eof())
-        await wait_all_tasks_blocked()
+        assert await closed_at(world) in ([], [0.0])
         assert world.supervisor.active_runs == 0
-        assert closed_at(world) in ([], [0.0])
 
 
 async def test_a_run_stopped_while_connecting_has_no_connection(autojump_clock: MockClock) -> None:
@@ -216,7 +216,7 @@ async def test_a_stop_while_the_end_is_drained_closes_the_connection_then(autoju
             async for _ in answered:
                 pass
         assert isinstance(answered.events[-1], AgentStopped)
-        assert closed_at(world) == [1.25]
+        assert await closed_at(world) == [1.25]
 
 
 @pytest.mark.parametrize("deadlines", [{"idle": 1.125}, {"total": 1.125}])
@@ -226,7 +226,7 @@ async def test_a_complete_answer_is_done_however_near_the_deadline(
     async with world_with([STREAM_HEAD, WORD, 1.0, chunked(DONE_EVENT), "hang"]) as (world, _):
         answered = await world.chat(deadlines=deadlines)
         assert is_done(answered)
-        assert closed_at(world) == [1.0625]
+        assert await closed_at(world) == [1.0625]
 
 
 async def test_a_hundred_ends_of_every_kind_leave_one_idle_connection_at_most(autojump_clock: MockClock) -> None:
@@ -243,8 +243,7 @@ async def test_a_hundred_ends_of_every_kind_leave_one_idle_connection_at_most(au
         for index in range(120):
             with trio.move_on_after(0.5 + index % 7):
                 await world.chat(on_disconnect="cancel")
-        await wait_all_tasks_blocked()
         assert len(vendor.requests) >= 120
+        assert (await closed_at(world)).count(None) <= 1
         assert world.supervisor.active_runs == 0
-        assert closed_at(world).count(None) <= 1
         assert world.journal.bugs == []
