@@ -97,26 +97,66 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
 
 
 @main.command()
-@_option("--base-url", required=True, help="The API's URL without /chat/completions, as https://api.openai.com/v1.")
-@_option("--model", required=True, help="The model's name there.")
-@_option("--prompt", required=True, help="What to ask.")
-@_option("--api-key-env", help="The environment variable that holds the key.")
+@_option("--provider", help="Whom to ask, by the names of `lumos providers`.  [default: any OpenAI-compatible API]")
+@_option("--base-url", help="Where the API is, as https://api.openai.com/v1.  [default: the provider's]")
+@_option("--model", help="The model's name there.  [default: the provider's]")
+@_option("--prompt", help="What to ask.")
+@_option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
 @_option("--output", required=True, type=_FILE, help="The .jsonl file to write.")
 @_option("--force", is_flag=True, help="Replace the file if it is there.")
-def record(base_url: str, model: str, prompt: str, api_key_env: str | None, output: Path, force: bool) -> None:
-    """Record an answer of any OpenAI-compatible API with its timing."""
+@_option("--import", "imported", type=_FILE, help="Ask nobody: take aimock fixtures, a vLLM benchmark or a trace.")
+@_option("--index", type=click.IntRange(min=1), help="Which answer of the imported file.  [default: all]")
+@_option("--seed", default=0, show_default=True, help="Of what the imported file leaves to chance.")
+@click.pass_context
+def record(context: click.Context, /, output: Path, force: bool, **options: Any) -> None:
+    """Record an answer with its timing and its bytes, or import one."""
+    try:
+        if options["imported"] is not None:
+            _import(output, force, **options)
+            return
+        complete = _record(context, output, force, **options)
+    except OSError as error:
+        _give_up(_file_trouble(error, output))
+    sys.exit(0 if complete else 1)
+
+
+def _record(
+    context: click.Context,
+    output: Path,
+    force: bool,
+    *,
+    provider: str | None,
+    base_url: str | None,
+    model: str | None,
+    prompt: str | None,
+    api_key_env: str | None,
+    **_: object,
+) -> bool:
     from providers.registry import ModelConfig
 
     from .recording_session import check_output, record_answer
 
-    config = ModelConfig(provider="openai_compatible", model=model, base_url=base_url, api_key_env=api_key_env)
+    needed = {"prompt": prompt} if provider else {"base_url": base_url, "model": model, "prompt": prompt}
+    for option in context.command.params:
+        if option.name in needed and not needed[option.name]:
+            raise click.MissingParameter(ctx=context, param=option)
+    config = ModelConfig(
+        provider=provider or "openai_compatible", model=model or "", base_url=base_url, api_key_env=api_key_env
+    )
+    check_output(output, force=force)
     today = datetime.datetime.now(datetime.UTC).date()
+    return _run(record_answer, config, prompt, output, today, os.environ)
+
+
+def _import(output: Path, force: bool, *, imported: Path, index: int | None, seed: int, **_: object) -> None:
+    from providers.importers import UnknownImportError
+
+    from .recording_session import import_file
+
     try:
-        check_output(output, force=force)
-        complete = _run(record_answer, config, prompt, output, today, os.environ)
-    except OSError as error:
-        _give_up(_file_trouble(error, output))
-    sys.exit(0 if complete else 1)
+        import_file(imported, output, index=index, seed=seed, force=force)
+    except UnknownImportError as error:
+        _give_up(str(error))
 
 
 @main.command()
