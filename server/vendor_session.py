@@ -54,14 +54,17 @@ async def serve_vendors(recording: Recording | None, providers: Collection[str],
     """
     listeners = listen_tcp(host, port)
     app = create_vendor_app(recording, providers)
-    url = base_url(listeners[0])
+    with interruptible():
+        _announce(base_url(listeners[0]), next(iter(providers)), recording)
+        await serve(app, listeners, trio.Event(), _AT_ONCE)
+
+
+def _announce(url: str, provider: str, recording: Recording | None) -> None:
     click.echo(url)
     if sys.stderr.isatty():
         model = recording.header.name if recording else names()[0]
-        for line in hints(next(iter(providers)), url, model):
+        for line in hints(provider, url, model):
             click.secho(line, dim=True, err=True)
-    with interruptible():
-        await serve(app, listeners, trio.Event(), _AT_ONCE)
 
 
 def hints(provider: str, url: str, model: str) -> Iterator[str]:
