@@ -69,7 +69,7 @@ class ServeProcess:
 
     async def wait_line(self, event: str) -> dict[str, Any]:
         """The first log line of that event, once it is there."""
-        with trio.fail_after(LONG):
+        with trio.fail_after(LONG):  # noqa: ASYNC912 - may be there already
             while not (found := [line for line in self.lines if line["event"] == event]):
                 await self._grown.wait()
         return found[0]

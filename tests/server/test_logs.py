@@ -138,7 +138,8 @@ def lines() -> Iterator[list[Any]]:
 async def run_to_its_end(*script: Line, **limits: Any) -> Run:
     """A run of a supervisor that logs, in virtual time."""
     async with trio.open_nursery() as nursery:
-        return RunSupervisor(nursery, RunLogger()).start(spec_for(ScriptedProvider(*script), **limits))
+        run = RunSupervisor(nursery, RunLogger()).start(spec_for(ScriptedProvider(*script), **limits))
+    return run
 
 
 async def test_each_turn_of_a_run_is_a_line(autojump_clock: MockClock, lines: list[Any]) -> None:

@@ -269,7 +269,7 @@ async def server(*said: str, limits: ServingLimits | None = None) -> AsyncIterat
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Look every 10 ms, for what the kernel tells nobody."""
-    with trio.fail_after(5):
+    with trio.fail_after(5):  # noqa: ASYNC912 - may be so already
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
