@@ -138,8 +138,8 @@ def lines() -> Iterator[list[Any]]:
 async def run_to_its_end(*script: Line, **limits: Any) -> Run:
     """A run of a supervisor that logs, in virtual time."""
     async with trio.open_nursery() as nursery:
-        run = RunSupervisor(nursery, RunLogger()).start(spec_for(ScriptedProvider(*script), **limits))
-    return run
+        supervisor = RunSupervisor(nursery, RunLogger())
+        return supervisor.start(spec_for(ScriptedProvider(*script), **limits))  # noqa: ASYNC121 - once it has ended
 
 
 async def test_each_turn_of_a_run_is_a_line(autojump_clock: MockClock, lines: list[Any]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from engine.errors import ProviderErrorCode
 from engine.pieces import Piece
-
 from providers.wire import Wire
 
 
