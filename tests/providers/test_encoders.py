@@ -321,6 +321,14 @@ def test_calls_are_joined_where_their_last_fragment_was() -> None:
     ]
 
 
+def test_what_a_format_cannot_say_is_left_out() -> None:
+    """The second call of Baidu's first API, what another vendor wants back, an empty text."""
+    first, second = ToolCallPiece(0, "as-a1_0", "f", "{}"), ToolCallPiece(1, "b", "g", "{}")
+    pieces = (TextPiece(""), ContinuationPiece({"x": 1}), first, second, FinishPiece("tool_calls"))
+    outcome = read_back(ABILITIES["baidu_v1"], recording_of([pieces]))
+    assert outcome.pieces == [first, FinishPiece("tool_calls")]
+
+
 PIECES = (
     ReasoningPiece("Hm."),
     TextPiece("Let me "),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
-from providers.importers import UnknownImportError, import_recordings
+from providers.importers import UNDATED, UnknownImportError, import_recordings
 from providers.recording import Recording, dumps, load, loads
 from tests.server.commands import complaint, lumos
 
@@ -95,6 +95,11 @@ class TestVllm:
         failure = broken.header.failure
         assert failure is not None
         assert (failure.at_ns, failure.message) == (625_000_000, "Connection reset")
+
+    def test_a_file_without_a_date(self) -> None:
+        file = json.loads((FIXTURES / "vllm.json").read_bytes()) | {"date": "yesterday"}
+        (first, *_) = import_recordings(json.dumps(file).encode(), "x.json")
+        assert first.header.recorded == UNDATED
 
 
 class TestTraces:
