@@ -190,8 +190,7 @@ class Connection(TCPServer):
                 await self._write_rest(data[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self.protocol_send(Closed())
-        else:
-            await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
+        await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
 
     async def _write_rest(self, data: bytes) -> None:
         """Wait for the client to read, ``write_stall`` seconds at most (H2). A write left half done is a reset."""

@@ -112,20 +112,21 @@ class LiveAnswer:
 
     async def read_some(self) -> bool:
         """Read once; whether there was anything."""
-        with trio.fail_after(LONG):
-            chunk = await self.response.extensions["body"].receive()
+        chunk = await self.response.extensions["body"].receive()
         self.events += [decode_event(frame.data) for frame in self._parser.feed(chunk)]
         return bool(chunk)
 
     async def read_text(self) -> None:
         """Read until the model has said something."""
-        while not any(isinstance(event, TextDelta) for event in self.events):
-            assert await self.read_some()
+        with trio.fail_after(LONG):
+            while not any(isinstance(event, TextDelta) for event in self.events):
+                assert await self.read_some()
 
     async def read_to_end(self) -> Event:
         """Read to the end of the body, which must be a clean one; the last event."""
-        while await self.read_some():
-            pass
+        with trio.fail_after(LONG):
+            while await self.read_some():
+                pass
         return self.events[-1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from trio.testing import MockClock
 
 from engine import Deadlines, ProviderError, Run, RunSupervisor, UsagePiece
 from engine.pieces import FinishPiece
-from server.logs import RunLogger
+from server.logs import LossyOutput, RunLogger
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, spec_for, text
 from tests.harness.pseudo_terminal import in_terminal
 
@@ -111,6 +113,19 @@ def test_a_disk_that_is_full_stops_nothing() -> None:
         script = CRASH + CRASH_IN_A_LIBRARY + ALL_LEVELS + "print('still here')"
         ended = subprocess.run(command(script), cwd=ROOT, stdout=subprocess.PIPE, stderr=full, check=False, timeout=30)
     assert ended.stdout == b"still here\n"
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing; tells so when it is flushed, as buffered files do."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+
+def test_what_cannot_be_flushed_is_dropped() -> None:
+    output = LossyOutput(FullDisk())
+    output.write("line")
+    output.flush()
 
 
 def test_in_a_terminal_a_line_is_text_and_a_traceback_has_no_values() -> None:

@@ -16,13 +16,15 @@ import httpx
 import pytest
 import structlog.testing
 import trio
+from quart import Response
+from quart.wrappers.response import ResponseBody
 from trio.testing import MockClock
 
 from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, Run, RunSupervisor, TextDelta
 from server.app import API, Services, create_app
 from server.requests import BODY_SECONDS
 from server.serving import LINGER_SECONDS, ServingLimits, serve
-from server.sse import EventStreamBody
+from server.sse import EventStreamBody, stream_response
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
 from tests.harness.memory_network import MemoryConnection
 from tests.harness.world import LUMOS, World, open_world
@@ -218,6 +220,15 @@ async def test_h1_a_mangled_request_ends_only_its_own_connection(seed: int, auto
         assert world.supervisor.active_runs == 0
 
 
+@pytest.mark.parametrize("data", [h2c_upgrade("AAMAAABkAAQAAP__"), h2c_upgrade("!"), PREFACE])
+async def test_h1_http2_in_cleartext_is_not_spoken(data: bytes, autojump_clock: MockClock) -> None:
+    async with open_world() as world, raw_client(world) as client:
+        with structlog.testing.capture_logs() as logs:
+            answer = await client.ask(data)
+        assert answer.status == (404 if data is PREFACE else 200)
+        assert logs == []
+
+
 async def test_h1_a_crash_of_the_connection_itself_is_logged_and_ends_only_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,12 +420,64 @@ async def test_h3_a_head_that_drips_is_cut_after_keep_alive(earlier_requests: in
         assert trio.current_time() == earlier_requests * 3 + 10
 
 
+class EndlessBody(ResponseBody):
+    """Always has data: no wait of its own."""
+
+    async def __aenter__(self) -> EndlessBody:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return b"x"
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "never reads"])
+async def test_h3_a_body_that_always_has_data_lets_others_run_and_ends_with_its_client(
+    reads: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        app = create_app(Services(world.agents, world.supervisor))
+
+        @app.get("/endless")
+        async def endless() -> Response:
+            return stream_response(EndlessBody())
+
+        await world.nursery.start(serve, app, [world.network.listen("third", 80)], trio.Event())
+        async with await world.network.connect("third", 80) as stream:
+            await stream.send_all(request_bytes("GET", "/endless"))
+            for _ in range(10 * reads):
+                assert await stream.receive_some()
+            assert (await world.client.get("http://third/health/live")).status_code == 200
+        assert (await world.client.get("http://third/health/live")).status_code == 200
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.network.connections[0].server.closed_at == 0
+        assert caplog.text == "", "where Hypercorn would leave the failure of a test that ran out of time"
+
+
 async def test_h3_the_shutdown_does_not_wait_for_idle_connections(autojump_clock: MockClock) -> None:
     async with open_world() as world, second_server(world) as (client, stopping, wait_stopped):
         await client.ask(LIVE)
         await trio.sleep(2)
         stopping.set()
         assert await wait_stopped() == 2
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_h3_the_shutdown_does_not_wait_for_a_connection_that_just_came(
+    ticks: int, autojump_clock: MockClock
+) -> None:
+    async with open_world() as world, second_server(world) as (_, stopping, wait_stopped):
+        await trio.sleep(2)
+        async with await world.network.connect("second", 80):
+            for _ in range(ticks):
+                await trio.lowlevel.checkpoint()
+            stopping.set()
+            assert await wait_stopped() == 2
 
 
 async def leave_idle(client: RawClient) -> None:
