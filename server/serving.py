@@ -177,10 +177,7 @@ class Connection(TCPServer):
                     await self.protocol.handle(event)
 
     def _set_idle(self, idle: bool) -> None:
-        limit = self._limits.keep_alive if idle else inf
-        self._reading.deadline = trio.current_time() + limit
-        if self.context.terminated.is_set():
-            self.end_if_idle()
+        self._reading.deadline = trio.current_time() + self._limits.keep_alive if idle else inf
 
     async def _write(self, data: bytes) -> None:
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
