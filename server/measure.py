@@ -85,10 +85,12 @@ async def measure_replay(recording: Recording) -> ReplayAccuracy:
 
 
 async def stream_arrivals(client: httpx.AsyncClient, url: str, agent_id: str) -> list[Arrival]:
-    """Stream one answer. Before it, one request opens the connection and lets the server import what it needs."""
-    await client.get(f"{url}/health/live")
-    started_at = trio.current_time()
+    """Stream one answer. Before it, one is begun and left: the first of all pays for what later ones find made."""
     body = {"message": "replay", "on_disconnect": "cancel"}
+    async with remote_run(client, url, agent_id, body) as events:
+        await anext(events)
+    await client.get(f"{url}/health/live")  # and opens the connection again
+    started_at = trio.current_time()
     async with remote_run(client, url, agent_id, body) as events:
         return [
             (len(event.content), events.arrived_at - started_at)

@@ -118,7 +118,7 @@ class LiveAnswer:
 
     async def read_text(self) -> None:
         """Read until the model has said something."""
-        with trio.fail_after(LONG):
+        with trio.fail_after(LONG):  # noqa: ASYNC912 - may be there already
             while not any(isinstance(event, TextDelta) for event in self.events):
                 assert await self.read_some()
 

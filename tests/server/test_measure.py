@@ -77,7 +77,7 @@ async def test_on_the_virtual_clock_nothing_is_late(autojump_clock: MockClock) -
     assert measured.drift_ms == pytest.approx(0, abs=1e-6)
 
 
-async def test_a_request_that_is_not_measured_comes_first(autojump_clock: MockClock) -> None:
+async def test_requests_that_are_not_measured_come_first(autojump_clock: MockClock) -> None:
     asked: list[str] = []
 
     async def note(request: httpx.Request) -> None:
@@ -87,7 +87,9 @@ async def test_a_request_that_is_not_measured_comes_first(autojump_clock: MockCl
         world.add_agent("demo", ReplayProvider(FOUR_TEXTS))
         world.client.event_hooks = {"request": [note]}
         await stream_arrivals(world.client, "http://lumos", "demo")
-    assert asked == ["/health/live", "/api/v1/agents/demo/chat/lumosai/stream"]
+    stream = "/api/v1/agents/demo/chat/lumosai/stream"
+    assert asked == [stream, "/health/live", stream]
+    assert [what for what, _, _ in world.journal.entries].count("first_token") == 1
 
 
 async def test_over_a_real_socket_a_replay_does_not_drift() -> None:
