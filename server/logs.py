@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
-from contextlib import suppress
-from typing import Any, TextIO
+import threading
+from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
@@ -15,21 +18,73 @@ from engine import AgentStopped, Error, Run
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class LossyOutput:
-    """A file for log lines that drops what it cannot take (its reader has gone, its disk is full): serving goes on."""
+STANDARD_ERROR = 2
+MAX_WAITING_CHARS = 1 << 20
+"""How much log text waits for a reader of standard error that is behind; what comes on top is dropped."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+FLUSH_SECONDS = 1.0
+"""What the log gets at exit to be written."""
 
-    def write(self, text: str) -> None:
-        """Write, or drop, the text."""
-        with suppress(OSError):
-            self._file.write(text)
+
+class LogOutput:
+    """A file for log lines that never makes who logs wait: a daemon thread writes them as soon as they are there.
+
+    Lines are dropped, and counted, while a reader that does not read has ``MAX_WAITING_CHARS`` before it, and when the
+    system refuses a write (the reader has gone, the disk is full). ``tell_dropped`` makes the line that tells how many.
+
+    It writes to the bare descriptor. A thread inside ``sys.stderr`` holds that file's lock, on which Python aborts at
+    exit.
+    """
+
+    def __init__(self, descriptor: int, tell_dropped: Callable[[int], str]) -> None:
+        self._descriptor = descriptor
+        self._tell_dropped = tell_dropped
+        self._changed = threading.Condition()
+        self._lines: list[str] = []
+        self._waiting_chars = 0
+        self._dropped = 0
+        threading.Thread(target=self._write_lines, name="log", daemon=True).start()
+
+    def write(self, line: str) -> None:
+        """Take one line, or drop it."""
+        with self._changed:
+            if self._waiting_chars + len(line) > MAX_WAITING_CHARS:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._waiting_chars += len(line)
+            self._changed.notify_all()
 
     def flush(self) -> None:
-        """Flush, or drop, what is buffered."""
-        with suppress(OSError):
-            self._file.flush()
+        """The thread does."""
+
+    def wait_written(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Block until every line is written or refused, so many seconds at most; whether they are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting_chars, seconds)
+
+    def _write_lines(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                lines, self._lines = self._lines, []
+                dropped, self._dropped = self._dropped, 0
+            lost = 0 if self._write_out("".join(lines)) else len(lines)
+            if dropped and not self._write_out(self._tell_dropped(dropped)):
+                lost += dropped
+            with self._changed:
+                self._dropped += lost
+                self._waiting_chars -= sum(map(len, lines))
+                self._changed.notify_all()
+
+    def _write_out(self, text: str) -> bool:
+        unwritten = text.encode("utf-8", "backslashreplace")
+        try:
+            while unwritten:
+                unwritten = unwritten[os.write(self._descriptor, unwritten) :]
+        except OSError:
+            return False
+        return True
 
 
 def configure_logging(level: str) -> None:
@@ -48,17 +103,26 @@ def configure_logging(level: str) -> None:
     else:
         tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
         renderers = [tracebacks, structlog.processors.JSONRenderer()]
-    output: Any = LossyOutput(sys.stderr)
+    output = _open_output([*shared, *renderers])
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(output),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(output)
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *renderers]))
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+
+
+def _open_output(processors: list[Any]) -> LogOutput:
+    """The output to standard error, flushed at exit; its own line looks like the others and has no level to pass."""
+    warnings = structlog.make_filtering_bound_logger(logging.WARNING)
+    renderer = structlog.wrap_logger(structlog.ReturnLogger(), processors=processors, wrapper_class=warnings)
+    output = LogOutput(STANDARD_ERROR, lambda lines: f"{renderer.warning('log.dropped', lines=lines)}\n")
+    atexit.register(output.wait_written)
+    return output
 
 
 class RunLogger:

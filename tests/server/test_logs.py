@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from engine import Deadlines, ProviderError, Run, RunSupervisor, UsagePiece
 from engine.pieces import FinishPiece
-from server.logs import LossyOutput, RunLogger
+from server.logs import MAX_WAITING_CHARS, LogOutput, RunLogger
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, spec_for, text
 from tests.harness.pseudo_terminal import in_terminal
 
@@ -115,17 +115,53 @@ def test_a_disk_that_is_full_stops_nothing() -> None:
     assert ended.stdout == b"still here\n"
 
 
-class FullDisk(io.StringIO):
-    """Takes nothing; tells so when it is flushed, as buffered files do."""
+FLOOD = """
+for number in range(30_000):
+    logger.info("run.ended", number=number)
+print("still here", flush=True)
+"""
 
-    def flush(self) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
+
+def test_a_reader_that_does_not_read_stops_nothing_and_hears_how_much_it_missed() -> None:
+    script = FLOOD + "input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command(script), cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as logging:
+        assert logging.stdout is not None
+        assert logging.stdout.readline() == b"still here\n"
+        _, told = logging.communicate(b"\n", timeout=30)
+    lines = [msgspec.json.decode(line) for line in told.splitlines()]
+    missing = [line["lines"] for line in lines if line["event"] == "log.dropped"]
+    numbers = [line["number"] for line in lines if line["event"] == "run.ended"]
+    assert sum(missing) + len(numbers) == 30_000
+    assert len(missing) >= 1
+    assert numbers == sorted(numbers)
 
 
-def test_what_cannot_be_flushed_is_dropped() -> None:
-    output = LossyOutput(FullDisk())
-    output.write("line")
-    output.flush()
+def test_a_reader_that_does_not_read_does_not_hold_up_the_exit() -> None:
+    with subprocess.Popen(command(FLOOD), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as logging:
+        assert logging.wait(timeout=20) == 0
+
+
+def test_lines_that_came_too_fast_are_counted_where_they_are_missing() -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as told, open(writing, "wb") as log:
+        output = LogOutput(log.fileno(), "{} dropped\n".format)
+        for character in "abc":
+            output.write(character * (MAX_WAITING_CHARS // 2 - 1) + "\n")
+        assert not output.wait_written(0.01)
+        assert [told.readline()[:3] for _ in range(3)] == [b"aaa", b"bbb", b"1 d"]
+
+
+def test_what_is_refused_is_counted_until_it_can_be_told() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full, TemporaryFile() as disk:
+        output = LogOutput(full.fileno(), "{} dropped\n".format)
+        output.write("refused\n")
+        assert output.wait_written()
+        os.dup2(disk.fileno(), full.fileno())  # there is room again
+        output.write("line\n")
+        assert output.wait_written()
+        disk.seek(0)
+        assert disk.read() == b"line\n1 dropped\n"
 
 
 def test_in_a_terminal_a_line_is_text_and_a_traceback_has_no_values() -> None:
