@@ -2,24 +2,32 @@
 
 Of a provider over HTTP it notes the bytes too, with their read boundaries, and the request's body: it asks through the
 same provider with a wire that listens.
+
+Recordings are made to be passed on, so none holds the API key: where the bytes or the request quote it, the recording
+goes without both, and where the answer itself does, there is none.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import trio
 
 from engine.errors import ProviderError
-from engine.pieces import Emit, FinishPiece, Piece, RequestSentPiece
+from engine.pieces import Emit, FinishPiece, Piece, ReasoningPiece, RequestSentPiece, TextPiece
 from engine.provider import ModelRequest, Provider
 
 from .http import Decoder, VendorRequest
 from .recording import FORMAT, RecordedFailure, RecordedRead, Recording, RecordingError, RecordingHeader
 from .wire import Endpoint, HttpProvider, Wire
+
+SHORTEST_SECRET_CHARS = 8
+"""A shorter key is no secret but what local servers are given in place of one: "k", "EMPTY", "ollama". Such words are
+in any answer."""
 
 
 class Recorder:
@@ -74,10 +82,12 @@ class Recorder:
 
         The header's provider, model and prompt (the last user message) come from the request, the rest from the
         arguments (see `RecordingHeader`). An answer that failed or was cut has its ``failure`` in the header, and its
-        ``note`` says so. ``RequestSentPiece`` is left out: whoever replays emits its own.
+        ``note`` says so, as it does where bytes and request were left out because they quote the API key.
+        ``RequestSentPiece`` is left out: whoever replays emits its own.
 
         Raises:
-            RecordingError: there is no such answer, it has not ended yet, or its pieces are in no valid order.
+            RecordingError: there is no such answer, it has not ended yet, its pieces quote the API key or are in no
+                valid order.
         """
         try:
             chosen = self._answers[answer]
@@ -85,17 +95,20 @@ class Recorder:
             raise RecordingError(f"there is no answer {answer}; {len(self._answers)} were recorded") from None
         if not chosen.ended:
             raise RecordingError("the answer has not ended yet")
+        chosen.forget_key()
+        if chosen.tells_the_key:
+            raise RecordingError("the answer quotes the API key, so nothing of it was kept")
         header = RecordingHeader(
             format=FORMAT,
             name=name,
             title=title,
             provider=self.name,
-            model=chosen.request.model,
+            model=chosen.model,
             recorded=recorded,
             source=source,
             licence=licence,
-            prompt=_last_user_message(chosen.request),
-            note=_with_failure(note, chosen.failure),
+            prompt=chosen.prompt,
+            note=_joined(note, chosen.left_out, _failure_note(chosen.failure)),
             request=chosen.request_body,
             failure=chosen.failure,
         )
@@ -106,9 +119,13 @@ class _Answer:
     """What one request brought so far."""
 
     def __init__(self, request: ModelRequest) -> None:
-        self.request = request
+        self.model = request.model
+        self.prompt = _last_user_message(request)
         self.reads: list[RecordedRead] = []
         self.request_body: Any = None
+        self.key: str | None = None
+        self.left_out = ""
+        self.tells_the_key = False
         self.finished = False
         self.ended = False
         self.failure: RecordedFailure | None = None
@@ -143,6 +160,22 @@ class _Answer:
         self.failure = failure
         self.ended = True
 
+    def forget_key(self) -> None:
+        """Keep nothing that quotes the key, which may be split over any number of reads."""
+        key = self.key
+        if key is None or len(key) < SHORTEST_SECRET_CHARS:
+            return
+        raw = b"".join(read.raw or b"" for read in self.reads)
+        if _quotes(raw, key) or _quotes(msgspec.json.encode(self.request_body), key):
+            self.reads = [RecordedRead(read.at_ns, read.pieces) for read in self.reads if read.pieces]
+            self.request_body = None
+            self.prompt = self.prompt.replace(key, "[removed]")
+            self.left_out = "Without bytes and request, which quote the API key."
+        pieces = [piece for read in self.reads for piece in read.pieces]
+        if _quotes(msgspec.json.encode(pieces), key) or any(_quotes(text, key) for text in _texts(pieces)):
+            self.reads.clear()
+            self.tells_the_key = True
+
 
 class _TappedWire:
     """A wire that notes the request's body and gives decoders that note every read."""
@@ -154,6 +187,7 @@ class _TappedWire:
     def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
         """The wire's request; its headers, which hold the key, are not noted."""
         vendor_request = self._wire.request(request, endpoint)
+        self._answer.key = endpoint.api_key
         self._answer.request_body = msgspec.json.decode(vendor_request.content)
         return vendor_request
 
@@ -195,8 +229,23 @@ def _last_user_message(request: ModelRequest) -> str:
     return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
 
 
-def _with_failure(note: str, failure: RecordedFailure | None) -> str:
+def _quotes(data: bytes, key: str) -> bool:
+    """Whether the bytes hold the key, as it is or with JSON's escapes."""
+    pattern = "".join(rf"(?:\\?{re.escape(char)}|(?i:\\u{ord(char):04x}))" for char in key)
+    return re.search(pattern.encode(), data) is not None
+
+
+def _texts(pieces: Sequence[Piece]) -> Iterator[bytes]:
+    """The texts that came in parts, put together."""
+    for kind in (TextPiece, ReasoningPiece):
+        yield "".join(piece.text for piece in pieces if isinstance(piece, kind)).encode(errors="replace")
+
+
+def _failure_note(failure: RecordedFailure | None) -> str:
     if failure is None:
-        return note
-    seconds = failure.at_ns / 1e9
-    return f"{note} Incomplete: after {seconds:.3f} s, {failure.code}: {failure.message}.".strip()
+        return ""
+    return f"Incomplete: after {failure.at_ns / 1e9:.3f} s, {failure.code}: {failure.message}."
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))

@@ -93,7 +93,7 @@ class HttpProvider:
         try:
             await stream_answer(self._client, vendor_request, self._wire.decoder(), emit)
         except ProviderError as error:  # its text is for clients, and some vendors quote the key
-            if (key := self._endpoint.api_key) is not None:
+            if key := self._endpoint.api_key:
                 error.args = (str(error).replace(key, "[removed]"),)
             raise
 

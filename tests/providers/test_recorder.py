@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -276,3 +278,80 @@ async def test_a_provider_over_http_is_recorded_with_its_bytes_and_its_request(a
     stored = dumps(recording)
     assert key.encode() not in stored
     assert loads(stored) == recording
+
+
+async def recorded_over_http(
+    key: str, *events: bytes, extra: dict[str, Any] | None = None, prompt: str = "count"
+) -> Recorder:
+    """A recorder after one answer of these reads, which may be an error."""
+    network = MemoryNetwork()
+    client = open_client(network.connect)
+    recorder = Recorder(OpenAIChatProvider(api_key=key, base_url="http://vendor/v1", client=client))
+    script: list[Act] = [PLAIN_STREAM_HEAD]
+    for event in events:
+        script += [1.0, event]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play_script, network.listen("vendor", 80), [*script, "close"])
+        with suppress(ProviderError):
+            await recorder.stream(ModelRequest((Message("user", prompt),), "m", extra=extra or {}), ignore)
+        nursery.cancel_scope.cancel()
+    await client.aclose()
+    return recorder
+
+
+SHORT_KEY = "my/key-77"
+QUOTING = b'data: {"error":{"message":"quota of key my/key-77 is used up","type":"insufficient_quota"}}\n\n'
+LEFT_OUT = "Without bytes and request, which quote the API key."
+STOPPED = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        [QUOTING],
+        [QUOTING[:45], QUOTING[45:]],
+        [QUOTING[index : index + 1] for index in range(len(QUOTING))],
+        [QUOTING.replace(b"/", b"\\/")],
+        [QUOTING.replace(b"my/", b"\\u006Dy\\u002f")],
+    ],
+    ids=["whole", "split", "byte by byte", "escaped slash", "escaped letters"],
+)
+async def test_bytes_that_quote_the_key_are_left_out(reads: list[bytes], autojump_clock: MockClock) -> None:
+    recorder = await recorded_over_http(SHORT_KEY, text_event("hi"), *reads)
+    recording = recording_from(recorder, note="By hand.")
+    assert recording.reads == (RecordedRead(1_000_000_000, (TextPiece("hi"),)),)
+    assert recording.header.request is None
+    assert recording.header.note.startswith(f"By hand. {LEFT_OUT} Incomplete: ")
+    assert SHORT_KEY.encode() not in dumps(recording)
+    assert recording_from(recorder, note="By hand.") == recording
+
+
+@pytest.mark.parametrize("asked", [{"extra": {"user": SHORT_KEY}}, {"prompt": f"Is {SHORT_KEY} my key?"}])
+async def test_a_request_that_quotes_the_key_is_left_out(asked: dict[str, Any], autojump_clock: MockClock) -> None:
+    recorder = await recorded_over_http(SHORT_KEY, text_event("hi"), STOPPED, **asked)
+    recording = recording_from(recorder)
+    assert (recording.text, recording.has_raw, recording.header.request) == ("hi", False, None)
+    assert (recording.header.note, recording.header.failure) == (LEFT_OUT, None)
+    assert recording.header.prompt == asked.get("prompt", "count").replace(SHORT_KEY, "[removed]")
+    assert SHORT_KEY.encode() not in dumps(recording)
+
+
+@pytest.mark.parametrize("parts", [[f"It is {SHORT_KEY}."], ["It is my/", "key-77."]])
+async def test_of_an_answer_that_quotes_the_key_there_is_no_recording(
+    parts: list[str], autojump_clock: MockClock
+) -> None:
+    recorder = await recorded_over_http(SHORT_KEY, *map(text_event, parts), STOPPED)
+    for _ in range(2):
+        with pytest.raises(RecordingError, match="quotes the API key"):
+            recording_from(recorder)
+
+
+async def test_an_error_is_not_riddled_where_the_key_is_empty(autojump_clock: MockClock) -> None:
+    failure = recording_from(await recorded_over_http("", QUOTING)).header.failure
+    assert failure is not None
+    assert "[removed]" not in failure.message
+
+
+async def test_a_word_in_place_of_a_key_is_no_secret(autojump_clock: MockClock) -> None:
+    recorder = await recorded_over_http("ollama", text_event("I am ollama."), STOPPED)
+    assert recording_from(recorder).has_raw
