@@ -163,12 +163,18 @@ class Run:
 
     @property
     def response(self) -> str:
-        """The answer's text so far."""
-        return self._emitter.response
+        """The answer's text so far; of an ended run, its terminal event's."""
+        terminal = self.log.terminal
+        return self._emitter.response if terminal is None else terminal.response
 
     @property
     def usage(self) -> Usage | None:
-        """Token counts so far: the vendor's, else an estimate; None before anything was said."""
+        """Token counts so far: the vendor's, else an estimate; None before anything was said.
+
+        Of an ended run, the terminal event's: reckoned once.
+        """
+        if self.log.terminal is not None:
+            return self.log.terminal.usage
         usage = self._usage
         if self._finish_reason is None and self.first_token_at is not None:
             usage = estimated_usage(self.spec.request, self.response, self._emitter.reasoned, reported=usage)
@@ -196,7 +202,7 @@ class Run:
                 self.stop(STOPPED_WITHOUT_READER)
         except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
             self._tell(self._observer.run_crashed, bugs)
-            self.fail("internal", "internal error")
+            self.fail("internal", _INTERNAL_TEXT)
         finally:
             self.fail("interrupted", "the server ended the run")
 
@@ -204,7 +210,7 @@ class Run:
         """End the run with a ``stop`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(AgentStopped(encodable(reason), self.response, self.usage))
+        self._end(lambda: AgentStopped(encodable(reason), self.response, self.usage))
         self._scope.cancel(reason=f"run stopped: {reason}")
         return True
 
@@ -212,13 +218,18 @@ class Run:
         """End the run with an ``error`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(Error(code, encodable(content), self.response, self.usage, retry_after))
+        self._end(lambda: Error(code, encodable(content), self.response, self.usage, retry_after))
         self._scope.cancel(reason=f"run failed: {code}")
         return True
 
-    def _end(self, terminal: TerminalEvent) -> None:
+    def _end(self, terminal: Callable[[], TerminalEvent]) -> None:
+        """End the log. Never raises: an event that cannot be built or encoded gives way to one that always can."""
         self.ended_at = trio.current_time()
-        self._emitter.emit(terminal)
+        try:
+            self._emitter.emit(terminal())
+        except Exception as bug:  # noqa: BLE001 - as in ``execute``, which this may be called from
+            self._emitter.emit(Error("internal", _INTERNAL_TEXT, self.response))  # the emitter keeps no other text
+            self._tell(self._observer.run_crashed, bug)
         self._tell(self._observer.run_ended)
 
     def _tell(self, turning_point: Callable[..., None], *details: object) -> None:
@@ -287,8 +298,8 @@ class Run:
                     progress.enter("first_token")
                 case AttemptsPiece():
                     progress.enter("attempts")
-                case AnsweredByPiece():
-                    self._answered_by = piece
+                case AnsweredByPiece(provider, model):
+                    self._answered_by = AnsweredByPiece(encodable(provider), encodable(model))
                 case ContinuationPiece():
                     pass  # wanted back on a next turn only, and a run has one turn as long as it offers no tools
                 case ToolCallPiece():
@@ -307,7 +318,7 @@ class Run:
             return
         self._emitter.emit(StepComplete("Final", step_id))
         self._end(
-            GenerationComplete(
+            lambda: GenerationComplete(
                 self.response,
                 self._steps,
                 elapsed_ms=_milliseconds(self.elapsed),
@@ -318,6 +329,7 @@ class Run:
         )
 
 
+_INTERNAL_TEXT = "internal error"
 _TIMEOUT_TEXTS = {
     "connect": "no connection to the model within {:g} s",
     "first_token": "no first token from the model within {:g} s",

@@ -6,6 +6,7 @@ own ``app.nursery`` ends every background task when one fails, so this is anothe
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +17,8 @@ import trio
 from .run import Run, RunObserver, RunSpec, SilentObserver, utc_now
 
 RUN_ID_BYTES = 16
+
+_logger = logging.getLogger(__name__)
 
 
 class RetentionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +108,8 @@ class RunSupervisor:
     async def _own(self, run: Run) -> None:
         try:
             await run.execute()
+        except* Exception as bugs:  # a bug ends its own run; a bug in that must still end no other
+            _logger.error("run %s could not end itself", run.id, exc_info=bugs)
         finally:
             if self._active.pop(run.id, None) is not None:
                 self._ended[run.id] = run
