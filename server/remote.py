@@ -12,7 +12,11 @@ import msgspec
 import trio
 
 from engine.events import TERMINAL_EVENT_TYPES, Event
+from engine.run import MAX_RUN_BYTES
 from providers.sse import EventTooLargeError, SSEParser
+
+MAX_EVENT_BYTES = 2 * MAX_RUN_BYTES
+"""The last event repeats the whole answer, which its run bounds; the rest is room."""
 
 _decode_event = msgspec.json.Decoder(Event).decode
 
@@ -26,7 +30,7 @@ class RemoteEvents:
 
     def __init__(self, response: httpx.Response) -> None:
         self._body = response.extensions["body"]
-        self._parser = SSEParser()
+        self._parser = SSEParser(MAX_EVENT_BYTES)
         self._ready: list[Event] = []
         self._ended = False
         self.arrived_at = 0.0

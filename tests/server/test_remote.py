@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import httpx
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from engine import AgentStarted, GenerationComplete, TextDelta
 from engine.events import TERMINAL_EVENT_TYPES, Event, encode_frame
+from engine.run import MAX_RUN_BYTES
 from providers.http import open_client
 from providers.replay import ReplayProvider
-from providers.sse import MAX_EVENT_BYTES
-from server.remote import RemoteError, remote_run
+from server.remote import MAX_EVENT_BYTES, RemoteError, remote_run
+from tests.engine.scripted import SENT, ScriptedProvider, text
 from tests.harness.memory_network import MemoryNetwork
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, play_script
@@ -63,6 +65,18 @@ async def test_leaving_the_block_ends_the_run(autojump_clock: MockClock) -> None
 async def test_what_follows_the_terminal_event_is_not_read(autojump_clock: MockClock) -> None:
     done = GenerationComplete("", 1, 0, None, None)
     assert await answer_of([STREAM_HEAD, chunked(encode_frame("r", 1, done)), "hang"]) == [done]
+
+
+@pytest.mark.parametrize("way", ["/stream", "/simulated"])
+async def test_an_answer_as_large_as_a_run_may_give(autojump_clock: MockClock, way: str) -> None:
+    line = "a line of text\n" * 20_000
+    async with open_world() as world:
+        world.add_agent("demo", ScriptedProvider((0, (SENT,)), *((0, text(line)) for _ in range(25))))
+        async with remote_run(world.client, "http://lumos", "demo", {"message": "hi"}, way=way) as events:
+            *_, last = [event async for event in events]
+    assert isinstance(last, GenerationComplete)
+    assert last.response == line * 25
+    assert len(msgspec.json.encode(last)) > MAX_RUN_BYTES * 0.9
 
 
 async def raised_by(script: Sequence[Act]) -> str:
