@@ -122,13 +122,13 @@ def _base_url(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str
     base_url = config.base_url or environment.get(variable) or vendor.base_url
     if base_url is None:
         raise ProviderConfigError(f"provider {config.provider!r} needs a base_url, or {variable} in the environment")
-    fault = _url_fault(base_url)
+    fault = url_fault(base_url)
     if fault:
         raise ProviderConfigError(f"provider {config.provider!r}: the base_url {fault}")  # it may hold a secret
     return base_url.rstrip("/")
 
 
-def _url_fault(text: str) -> str | None:
+def url_fault(text: str) -> str | None:
     """What is wrong with a base URL; None if it can be asked."""
     try:
         url = httpx.URL(text)

@@ -10,7 +10,14 @@ import trio
 
 from engine import BasicAgent, Deadlines, Error, GenerationComplete, RunOptions, StreamingAgent
 from providers.http import open_client
-from providers.registry import ModelConfig, base_url_variable, create_single_provider, default_model, key_variable
+from providers.registry import (
+    ModelConfig,
+    base_url_variable,
+    create_single_provider,
+    default_model,
+    key_variable,
+    url_fault,
+)
 from providers.vendors import ALIASES, VENDORS, Vendor
 
 CHECK_PROMPT = "Answer with the one word: ready"
@@ -22,7 +29,7 @@ _HEADINGS = ("provider", "key", "default model", "offers besides text", "base UR
 
 
 class ProviderRow(msgspec.Struct, frozen=True):
-    """One line of the table; never holds a key, only whether there is one."""
+    """One line of the table; never holds a key, only whether there is one, nor a URL with a password."""
 
     provider: str
     key: str
@@ -40,7 +47,7 @@ def provider_rows(environment: Mapping[str, str]) -> Iterator[ProviderRow]:
             key=_key_state(vendor, environment),
             model=vendor.default_model or "(name one)",
             offers=" ".join(sorted(vendor.capabilities)),
-            base_url=environment.get(base_url_variable(name)) or vendor.base_url or "(give one)",
+            base_url=_shown_url(environment.get(base_url_variable(name)) or vendor.base_url),
         )
     yield ProviderRow("replay", "not needed", "(a recording)", "its timing", "")
 
@@ -61,6 +68,12 @@ def _key_state(vendor: Vendor, environment: Mapping[str, str]) -> str:
     if environment.get(variable, "").strip():
         return f"{variable} is set"
     return f"{variable} is missing" if vendor.key_required else f"{variable}, optional"
+
+
+def _shown_url(base_url: str | None) -> str:
+    if base_url is None:
+        return "(give one)"
+    return "(not usable)" if url_fault(base_url) else base_url
 
 
 async def check_provider(config: ModelConfig, environment: Mapping[str, str]) -> bool:

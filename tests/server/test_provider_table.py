@@ -40,6 +40,12 @@ def test_what_is_missing_and_what_is_overridden_is_shown() -> None:
     assert rows["azure"].base_url == "(give one)"
 
 
+@pytest.mark.parametrize("url", [f"http://me:{KEY}@gpu:1", f"http://gpu:1?key={KEY}", KEY, "http://gpu:99999"])
+def test_a_base_url_that_no_provider_would_take_is_not_shown(url: str) -> None:
+    (row,) = (row for row in provider_rows({"LUMOS_OLLAMA_BASE_URL": url}) if row.provider == "ollama")
+    assert row.base_url == "(not usable)"
+
+
 def test_the_command_prints_the_table() -> None:
     result = CliRunner().invoke(main, ["providers"], env={"OPENAI_API_KEY": KEY})
     assert result.exit_code == 0
