@@ -21,6 +21,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 T = TypeVar("T")
 
+_REPLAY = "LUMOS_REPLAY_"
+"""The mock's own variables: it often runs beside ``lumos serve``."""
+
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -32,9 +35,11 @@ def seconds(value: str | float) -> float:
     raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more")
 
 
-def _option(name: str, *names: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option that is also ``LUMOS_NAME``, and says so in the help."""
-    variable = "LUMOS_" + name.removeprefix("--").replace("-", "_").upper()
+def _option(
+    name: str, *names: str, prefix: str = "LUMOS_", **settings: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that is also the variable ``LUMOS_NAME``, and says so in the help."""
+    variable = prefix + name.removeprefix("--").replace("-", "_").upper()
     return click.option(name, *names, envvar=variable, show_envvar=True, **settings)
 
 
@@ -167,8 +172,17 @@ def _import(output: Path, force: bool, *, imported: Path, index: int | None, see
     "--serve", "serve_it", is_flag=True, help="Mock the vendors' APIs with it; without NAME, models name recordings."
 )
 @_option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
-@_option("--host", default="127.0.0.1", show_default=True, help="Address that the mock listens on.")
-@_option("--port", default=8081, show_default=True, type=click.IntRange(0, 65535), help="Its port; 0 takes a free one.")
+@_option(
+    "--host", prefix=_REPLAY, default="127.0.0.1", show_default=True, help="Address that the mock listens on."
+)
+@_option(
+    "--port",
+    prefix=_REPLAY,
+    default=8081,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Its port; 0 takes a free one.",
+)
 def replay(
     name: str | None, list_them: bool, measure: bool, serve_it: bool, providers: tuple[str, ...], host: str, port: int
 ) -> None:

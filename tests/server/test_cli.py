@@ -22,6 +22,9 @@ from server.compose import ServerSettings
 from tests.server.commands import LUMOS, agent_at, complaint, lumos, write_agents
 
 COMMANDS = sorted(main.commands)
+OPTIONS_OF_THE_MOCK = {("replay", "--host"), ("replay", "--port")}
+"""It runs beside ``lumos serve``, which has a host and a port of its own."""
+
 NO_AGENTS_FROM_OUTSIDE = {"LUMOS_AGENTS": None}
 
 
@@ -76,7 +79,8 @@ def test_the_version_is_the_package_s() -> None:
 
 @pytest.mark.parametrize(("words", "option"), [*options_of(main)])
 def test_every_option_is_an_environment_variable_and_explained(words: tuple[str, ...], option: click.Option) -> None:
-    variable = "LUMOS_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+    prefix = "LUMOS_REPLAY_" if (*words, option.opts[0]) in OPTIONS_OF_THE_MOCK else "LUMOS_"
+    variable = prefix + option.opts[0].removeprefix("--").replace("-", "_").upper()
     assert option.envvar == variable
     assert option.help
     assert option.help[0].isupper()
