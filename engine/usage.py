@@ -11,14 +11,19 @@ from .provider import ModelRequest
 CHARS_PER_TOKEN = 4
 """English text in the tokenizers of the day; a CJK character is about one token of its own."""
 
-_CJK_START = "\u2e80"
+_NOT_WIDE = bytes(range(0x2E)) + bytes(range(0xDC, 0xE0))
+"""High bytes of the UTF-16 units that are no wide character: those below U+2E00, and second surrogates."""
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens the text is: one for each CJK character, one for each four of the others."""
+    """About how many tokens the text is: one for each CJK character, one for each four of the others.
+
+    Counts in bytes, not in a loop: it runs while nothing else does, on answers of megabytes.
+    """
     if text.isascii():
         return -(-len(text) // CHARS_PER_TOKEN)
-    wide = sum(char >= _CJK_START for char in text)
+    high_bytes = text.encode("utf-16-le", "surrogatepass")[1::2]
+    wide = len(high_bytes.translate(None, _NOT_WIDE))
     return wide - (-(len(text) - wide) // CHARS_PER_TOKEN)
 
 
