@@ -2,7 +2,7 @@
 
 import trio
 
-from engine import BasicAgent, StreamingAgent, StreamingConfig, TextDelta
+from engine import BasicAgent, Error, StreamingAgent, StreamingConfig, TextDelta
 from providers.replay import ReplayProvider
 
 agent = BasicAgent(agent_id="demo", provider=ReplayProvider(), model="gpt4o-short")
@@ -13,8 +13,11 @@ agent = BasicAgent(agent_id="demo", provider=ReplayProvider(), model="gpt4o-shor
 async def main() -> None:
     async with StreamingAgent.with_config(agent, StreamingConfig()).execute_streaming("Why TTFB?") as events:
         async for event in events:
-            if isinstance(event, TextDelta):
-                print(event.content, end="", flush=True)
+            match event:
+                case TextDelta(text):
+                    print(text, end="", flush=True)
+                case Error(code, reason):  # nothing is raised: a failure is an event too
+                    print(f"\n{code}: {reason}")
 
 
 trio.run(main)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from engine.events import EVENT_TYPES
 from providers.recording import load
 
 TEN_LINES = Path(__file__).parents[1] / "docs" / "ten_lines.py"
@@ -37,3 +38,16 @@ def test_the_variant_in_their_comment_makes_an_openai_agent(monkeypatch: pytest.
     exec("\n".join([*imports, script.replace("trio.run(main)", ""), *variant]), names)
     request = names["agent"].run_spec("Hi").request
     assert (names["agent"].provider.name, request.model) == ("openai", "gpt-4o")
+
+
+def test_the_readme_shows_the_ten_lines_as_they_are() -> None:
+    code = TEN_LINES.read_text().partition('"""\n')[2].strip()
+    assert code in (TEN_LINES.parents[1] / "README.md").read_text()
+
+
+def test_the_page_of_the_api_names_every_field_of_every_event() -> None:
+    page = (TEN_LINES.parent / "http.md").read_text().partition("## Frames")[2]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for kind in EVENT_TYPES:
+        row = next(row for row in rows if f"`{kind.__struct_config__.tag}`" in row.split("|")[1])
+        assert [field for field in kind.__struct_fields__ if f"`{field}`" not in row] == []
