@@ -20,6 +20,19 @@ class BreakerLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     open_seconds: float = 30.0
 
 
+class Permit:
+    """Leave to send one request; whoever holds it tells the breaker how that went, and releases it in the end.
+
+    ``period`` is the one between two turns of the breaker that the request belongs to. An outcome from an earlier one
+    says nothing new: it neither closes nor opens the breaker.
+    """
+
+    __slots__ = ("period",)
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+
 class CircuitBreaker:
     """Counts one provider's failures. Closed lets all through, open none, half-open one probe at a time."""
 
@@ -27,7 +40,8 @@ class CircuitBreaker:
         self._limits = limits
         self._failures = 0
         self._opens_until = -inf
-        self._probing = False
+        self._probe: Permit | None = None
+        self._period = 0
 
     @property
     def is_open(self) -> bool:
@@ -41,27 +55,38 @@ class CircuitBreaker:
             return 0.0
         return max(0.0, self._opens_until - trio.current_time())
 
-    def admit(self) -> bool:
-        """Whether a request may go now. Taking the probe's place counts: its outcome must be told."""
+    def admit(self) -> Permit | None:
+        """The permit for a request, the only probe's if the breaker is half-open; None if nothing may be sent now."""
         if not self.is_open:
-            return True
-        if self._probing or self.seconds_to_probe > 0:
-            return False
-        self._probing = True
-        return True
+            return Permit(self._period)
+        if self._probe is not None or self.seconds_to_probe > 0:
+            return None
+        self._probe = Permit(self._period)
+        return self._probe
 
-    def succeeded(self) -> None:
-        """The provider answered: close."""
-        self._failures = 0
-        self._probing = False
-
-    def failed(self) -> None:
-        """The provider failed: count, and open (again) when it is enough."""
-        self._failures += 1
-        self._probing = False
+    def succeeded(self, permit: Permit) -> None:
+        """The provider answered: close. A probe's request is from here on the first of the new period."""
+        if permit.period != self._period:
+            return
         if self.is_open:
+            self._turn()
+            permit.period = self._period
+        self._failures = 0
+
+    def failed(self, permit: Permit) -> None:
+        """The provider failed: count, and open (again) when it is enough."""
+        if permit.period != self._period:
+            return
+        self._failures += 1
+        if self.is_open:
+            self._turn()
             self._opens_until = trio.current_time() + self._limits.open_seconds
 
-    def released(self) -> None:
-        """The request was given up for a reason that says nothing of the provider; a probe may be made again."""
-        self._probing = False
+    def released(self, permit: Permit) -> None:
+        """The request is over; if it was the probe and told no outcome, another one may be made."""
+        if permit is self._probe:
+            self._probe = None
+
+    def _turn(self) -> None:
+        self._period += 1
+        self._probe = None

@@ -28,7 +28,7 @@ from engine.pieces import (
 )
 from engine.provider import ModelRequest, Provider
 
-from .breaker import BreakerLimits, CircuitBreaker
+from .breaker import BreakerLimits, CircuitBreaker, Permit
 
 RETRIED_CODES = frozenset(
     {"upstream.connection", "upstream.overloaded", "upstream.protocol", "upstream.rate_limit", "upstream.server"}
@@ -111,10 +111,11 @@ class FailoverProvider:
         waiting = deque((link, breaker, 0) for link, breaker in self._links)
         while waiting and not race.decided:
             link, breaker, tries = waiting.popleft()
-            if not breaker.admit():
+            permit = breaker.admit()
+            if permit is None:
                 race.failure = race.failure or self._open_circuits()
                 continue
-            attempt = _Attempt(link, breaker, race, request)
+            attempt = _Attempt(link, breaker, permit, race, request)
             nursery.start_soon(attempt.run)
             await race.wait(attempt, self._policy.hedge_after if waiting else None)
             error = attempt.error
@@ -197,12 +198,13 @@ class _Race:
 class _Attempt:
     """One request to one provider, under its own connect and first-token deadlines."""
 
-    def __init__(self, link: Link, breaker: CircuitBreaker, race: _Race, request: ModelRequest) -> None:
+    def __init__(self, link: Link, breaker: CircuitBreaker, permit: Permit, race: _Race, request: ModelRequest) -> None:
         self.link = link
         self.progress = Progress(self._deadlines(request.deadlines))
         self.error: ProviderError | None = None
         self.settled = trio.Event()
         self._breaker = breaker
+        self._permit = permit
         self._race = race
         self._request = msgspec.structs.replace(request, model=link.model)
         self._held: list[Piece] = []
@@ -219,7 +221,7 @@ class _Attempt:
             if not self.progress.scope.cancel_called:
                 self._fail(error)
         finally:
-            self._breaker.released()
+            self._breaker.released(self._permit)
         if self.progress.scope.cancel_called and not self._race.decided:
             code = self.progress.error_code
             self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
@@ -247,7 +249,7 @@ class _Attempt:
         if self._race.decided:
             return
         self.progress.enter("attempts")  # the run's own deadline rules from here
-        self._breaker.succeeded()
+        self._breaker.succeeded(self._permit)
         self._race.commit(self)
         if self._held:
             self._race.forward(self._held)
@@ -255,7 +257,7 @@ class _Attempt:
     def _fail(self, error: ProviderError) -> None:
         self.error = error
         if error.code not in BLAMELESS_CODES:
-            self._breaker.failed()
+            self._breaker.failed(self._permit)
         self._race.fail(self, error)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import TypedDict, Unpack
 
 import pytest
 import trio
@@ -117,8 +118,15 @@ async def ask(provider: FailoverProvider, deadlines: Deadlines | None = None) ->
     return outcome
 
 
-def chain(*vendors: Vendor, policy: FailoverPolicy = STEADY, **link: float) -> FailoverProvider:
-    links = [Link(provider=vendor, model=f"{vendor.name}-model", **link) for vendor in vendors]  # type: ignore[arg-type]
+class LinkOptions(TypedDict, total=False):
+    """What the tests set of a link."""
+
+    first_token: float
+    retries: int
+
+
+def chain(*vendors: Vendor, policy: FailoverPolicy = STEADY, **link: Unpack[LinkOptions]) -> FailoverProvider:
+    links = [Link(provider=vendor, model=f"{vendor.name}-model", **link) for vendor in vendors]
     return FailoverProvider(links, policy, NoJitter())
 
 
@@ -344,6 +352,22 @@ async def test_a_cancelled_probe_lets_another_one_go(autojump_clock: MockClock) 
     with trio.move_on_after(1):
         await ask(provider)
     assert (await ask(provider)).text == "w0 "
+
+
+async def test_a_long_answer_that_ends_while_a_probe_is_out_lets_no_second_one_go(autojump_clock: MockClock) -> None:
+    vendor = Vendor("p", [[*answers(1)[:-1], 8.0, END], fails("upstream.server"), [100.0]])
+    policy = FailoverPolicy(breaker=BreakerLimits(failures=1, open_seconds=5))
+    provider = chain(vendor, policy=policy, retries=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, provider)
+        await trio.sleep(1)
+        await ask(provider)  # fails: open
+        await trio.sleep(5)
+        nursery.start_soon(ask, provider)  # the probe
+        await trio.sleep(4)  # the long answer has ended
+        outcome = await ask(provider)
+        assert (outcome.code, vendor.calls) == ("upstream.overloaded", [0.0, 1.0, 6.0])
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("code", ["upstream.auth", "upstream.invalid_request", "upstream.context_length"])
