@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import httpx
@@ -16,6 +17,7 @@ from .vendors import ALIASES, VENDORS, Vendor
 from .wire import Endpoint, HttpProvider, is_usable_key
 
 REPLAY = "replay"
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PROVIDER_NAMES = (*VENDORS, *ALIASES, REPLAY)
 
 
@@ -148,6 +150,10 @@ def _api_key(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]
     variable = config.api_key_env or key_variable(vendor, environment)
     if variable is None:
         return None
+    if not _VARIABLE_NAME.fullmatch(variable):  # not shown: it may be the key itself
+        raise ProviderConfigError(
+            f"provider {config.provider!r}: api_key_env is to name an environment variable, not to hold the key"
+        )
     key = environment.get(variable, "").strip()
     if not key and (vendor.key_required or config.api_key_env):
         names = config.api_key_env or " or ".join(vendor.key_variables)

@@ -122,6 +122,20 @@ def test_a_key_with_characters_that_no_key_has_is_refused_unseen(key: str) -> No
     assert KEY not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("X-Title", f"{KEY}\u00e9"), ("X-Title", f"{KEY}\r\nX-Evil: 1"), ("X-Title", f" {KEY}"), ("X-Tïtle", KEY), ("", KEY)],
+)
+def test_a_header_that_cannot_be_sent_is_refused_unseen(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match="header") as raised:
+        Endpoint("http://h/v1", headers={name: value})
+    assert KEY not in str(raised.value)
+
+
+def test_a_header_of_several_words_is_taken() -> None:
+    assert Endpoint("http://h/v1", headers={"X-Title": "two words\t(and more)"}).headers["X-Title"].startswith("two")
+
+
 def test_an_endpoint_does_not_show_its_key_or_headers() -> None:
     assert repr(Endpoint("http://h/v1", KEY, {"X-Api-Key": KEY})) == "Endpoint(base_url='http://h/v1')"
 
@@ -197,3 +211,9 @@ def test_a_fallback_has_no_fallbacks_of_its_own() -> None:
 
 def test_a_broken_fallback_is_refused_when_the_agent_is_made() -> None:
     assert "GEMINI_API_KEY" in refusal({"provider": "ollama", "fallbacks": (ModelConfig(provider="gemini"),)})
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_echoed() -> None:
+    text = refusal(LOCAL | {"api_key_env": KEY})
+    assert "api_key_env" in text
+    assert KEY not in text
