@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import trio
-
 from engine import GenerationComplete, LogEntry, RunLog, TextDelta
 from engine.events import Event, encode_frame
 
-from .sse import HEARTBEAT, HEARTBEAT_SECONDS, EventStreamBody
+from .sse import HEARTBEAT, EventStreamBody, in_pieces
 
 CHUNK_CHARS = 10
 
@@ -27,20 +25,20 @@ def create_streaming_events(entries: list[LogEntry]) -> Iterator[Event]:
 
 
 class SimulatedBody(EventStreamBody):
-    """Says nothing but heartbeats until the run is over, then everything at once."""
+    """Says nothing but heartbeats until the run is over, then everything, as fast as it is read."""
 
     def __init__(self, log: RunLog) -> None:
         super().__init__(log, after=0)
         self._said = False
 
-    async def __anext__(self) -> bytes:
+    async def _read_piece(self) -> bytes:
         if self._said:
             raise StopAsyncIteration
         while entries := await self._log.read(self._after, self._heartbeat_at):
             self._after = entries[-1].seq
         if not self._log.ended:
-            self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
             return HEARTBEAT
         self._said = True
         events = create_streaming_events(self._log.entries())
-        return b"".join([encode_frame(self._log.run_id, seq, event) for seq, event in enumerate(events, 1)])
+        self._pieces = in_pieces(encode_frame(self._log.run_id, seq, event) for seq, event in enumerate(events, 1))
+        return next(self._pieces)

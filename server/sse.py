@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
@@ -19,6 +19,8 @@ from .errors import ApiError
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
+PIECE_BYTES = 256 * 1024
+"""What a reader has in memory of its own while it is sent: the frames themselves are shared."""
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -28,7 +30,7 @@ STREAM_HEADERS = {
 
 
 class EventStreamBody(ResponseBody):
-    """The frames of a log from a cursor on: all that is there in one piece, then live, to the terminal event.
+    """The frames of a log from a cursor on: all that is there in large pieces, then live, to the terminal event.
 
     ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
     that no proxy takes it for dead; nothing is sent while the client does not read.
@@ -37,6 +39,7 @@ class EventStreamBody(ResponseBody):
     def __init__(self, log: RunLog, after: int) -> None:
         self._log = log
         self._after = after
+        self._pieces: Iterator[bytes] = iter(())
         self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
 
     def attached(self) -> AbstractContextManager[None]:
@@ -55,14 +58,33 @@ class EventStreamBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        entries = await self._log.read(self._after, self._heartbeat_at)
-        if not entries and self._log.ended:
-            raise StopAsyncIteration
+        piece = next(self._pieces, None) or await self._read_piece()
         self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
-        if not entries:
-            return HEARTBEAT
-        self._after = entries[-1].seq
-        return b"".join([entry.frame for entry in entries])
+        return piece
+
+    async def _read_piece(self) -> bytes:
+        """Wait for the log; ``_pieces`` keeps what is more than one piece."""
+        entries = await self._log.read(self._after, self._heartbeat_at)
+        if entries:
+            self._after = entries[-1].seq
+            self._pieces = in_pieces(entry.frame for entry in entries)
+            return next(self._pieces)
+        if self._log.ended:
+            raise StopAsyncIteration
+        return HEARTBEAT
+
+
+def in_pieces(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """The frames joined into pieces of at most ``PIECE_BYTES``; a larger frame is a piece of its own."""
+    piece: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if piece and size + len(frame) > PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+        piece.append(frame)
+        size += len(frame)
+    yield b"".join(piece)
 
 
 class StreamConnection(TrioASGIHTTPConnection):

@@ -13,6 +13,8 @@ from trio.testing import MockClock
 
 from engine import Run
 from server.app import API
+from server.simulated import SimulatedBody
+from server.sse import PIECE_BYTES, EventStreamBody
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
 from tests.harness.memory_network import MemoryConnection
 from tests.harness.world import LUMOS, STREAM_URL, World, open_world
@@ -71,6 +73,27 @@ async def test_every_cursor_gives_exactly_what_comes_after_it(way: str, autojump
             response = await world.client.get(events_url(run.id), headers=header, params=query)
             assert response.status_code == 200
             assert response.content == frames(run, after)
+
+
+LARGE: tuple[Line, ...] = ((0, (SENT,)), *((1 + number, text("word " * 10_000)) for number in range(25)))
+
+
+async def test_a_large_backlog_comes_in_pieces(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        run = await ended(world, LARGE)
+        *pieces, done = [piece async for piece in EventStreamBody(run.log, after=0)]
+        assert len(pieces) == 5
+        assert max(map(len, pieces)) <= PIECE_BYTES
+        assert done == run.log.entries()[-1].frame
+        assert b"".join(pieces) + done == frames(run)
+
+
+async def test_a_large_simulated_answer_comes_in_pieces(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        run = await ended(world, LARGE)
+        *pieces, done = [piece async for piece in SimulatedBody(run.log)]
+        assert max(map(len, pieces)) <= PIECE_BYTES < len(done)
+        assert b"".join(pieces).count(b'"chunk_type":"content"') == len(run.response) // 10
 
 
 async def test_without_a_cursor_all_events_come(autojump_clock: MockClock) -> None:
