@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import msgspec
 from quart import Response, request
@@ -157,11 +158,13 @@ def run_view(run: Run) -> RunView:
 def whole_answer(run: Run) -> Response:
     """The ended run as one JSON answer, in the shape of the system that Lumos re-creates.
 
+    ``finish_reason`` is ours: the model's, null if it gave none, or ``stopped``.
+
     Raises:
         ApiError: the run ended in an error: 503 with the event's own code, 500 for a bug of ours.
     """
     match run.log.terminal:
-        case GenerationComplete() | AgentStopped():
+        case GenerationComplete() | AgentStopped() as ended:
             data = {
                 "message_id": run.id,
                 "content": run.response,
@@ -170,9 +173,11 @@ def whole_answer(run: Run) -> Response:
                 "processing_time_ms": round(run.elapsed * 1000, 3),
                 "run_id": run.id,
                 "usage": run.usage,
+                "finish_reason": "stopped" if isinstance(ended, AgentStopped) else ended.finish_reason,
             }
             return json_response({"success": True, "data": data}, headers=_run_headers(run))
-        case Error(code, content, response):
+        case Error(code, content, response, retry_after=retry_after):
             details = {"run_id": run.id, "response": response}
-            raise ApiError(500 if code == "internal" else 503, code, content, details)
+            headers = {} if retry_after is None else {"Retry-After": str(ceil(retry_after))}
+            raise ApiError(500 if code == "internal" else 503, code, content, details, headers)
     raise AssertionError("the run has not ended")

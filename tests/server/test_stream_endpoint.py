@@ -25,6 +25,7 @@ from engine import (
     TextDelta,
     UsagePiece,
 )
+from engine.pieces import FinishPiece
 from providers.sse import SSEParser
 from server.app import API
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
@@ -239,11 +240,30 @@ async def test_a_whole_answer_has_the_shape_of_the_old_system(autojump_clock: Mo
                 "processing_time_ms": 3000.0,
                 "run_id": run_id,
                 "usage": {"input_tokens": 7, "output_tokens": 2},
+                "finish_reason": None,
             },
         }
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["Location"] == f"{API}/runs/{run_id}/events"
         assert trio.current_time() == 3
+
+
+async def test_a_whole_answer_says_why_the_model_ended(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.add_agent(provider=ScriptedProvider((1, text("cut o")), (2, (FinishPiece("length"),))))
+        response = await world.client.post(WHOLE_URL, json={"message": "hi"})
+        assert response.json()["data"]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(("retry_after", "header"), [(None, None), (0.0, "0"), (2.25, "3")])
+async def test_a_failed_whole_answer_says_when_to_come_again(
+    retry_after: float | None, header: str | None, autojump_clock: MockClock
+) -> None:
+    async with open_world() as world:
+        failure = ProviderError("upstream.rate_limit", "slow down", retry_after=retry_after)
+        world.add_agent(provider=ScriptedProvider((1, failure)))
+        response = await world.client.post(WHOLE_URL, json={"message": "hi"})
+        assert (response.status_code, response.headers.get("Retry-After")) == (503, header)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +320,8 @@ async def test_a_stopped_whole_answer_is_what_was_said(autojump_clock: MockClock
 
         world.nursery.start_soon(stop_after, 2.5)
         response = await world.client.post(WHOLE_URL, json={"message": "hi"})
-        assert response.json()["data"]["content"] == "word0 word1 "
+        data = response.json()["data"]
+        assert (data["content"], data["finish_reason"]) == ("word0 word1 ", "stopped")
         assert trio.current_time() == 2.5
 
 
