@@ -172,9 +172,7 @@ def _import(output: Path, force: bool, *, imported: Path, index: int | None, see
     "--serve", "serve_it", is_flag=True, help="Mock the vendors' APIs with it; without NAME, models name recordings."
 )
 @_option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
-@_option(
-    "--host", prefix=_REPLAY, default="127.0.0.1", show_default=True, help="Address that the mock listens on."
-)
+@_option("--host", prefix=_REPLAY, default="127.0.0.1", show_default=True, help="Address that the mock listens on.")
 @_option(
     "--port",
     prefix=_REPLAY,
