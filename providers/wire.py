@@ -6,6 +6,7 @@ pieces (``Decoder``). Neither touches a connection, so both are tested on bytes 
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -22,12 +23,19 @@ from .sse import EventTooLargeError, ServerSentEvent, SSEParser
 
 MAX_LINE_BYTES = 2**20
 
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
 T = TypeVar("T")
 
 
 def is_usable_key(key: str) -> bool:
     """Whether an HTTP header can hold the key."""
     return key.isascii() and key.isprintable()
+
+
+def _is_usable_header(name: str, value: str) -> bool:
+    """Whether it can be sent: a name is a token of RFC 9110, section 5.6.2, a value visible ASCII, spaces and tabs."""
+    return _TOKEN.fullmatch(name) is not None and is_usable_key(value.replace("\t", " ")) and value == value.strip()
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -39,7 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         headers: further headers that every request carries.
 
     Raises:
-        ValueError: ``api_key`` has characters that no header takes.
+        ValueError: ``api_key`` or one of ``headers`` has characters that no header takes.
     """
 
     base_url: str
@@ -49,6 +57,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.api_key is not None and not is_usable_key(self.api_key):
             raise ValueError("the API key has characters that no key has")
+        for name, value in self.headers.items():
+            if not _is_usable_header(name, value):
+                raise ValueError(f"the header {name!r} has characters that no header has")
 
     def __repr__(self) -> str:
         return f"Endpoint(base_url={self.base_url!r})"

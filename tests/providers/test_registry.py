@@ -124,7 +124,13 @@ def test_a_key_with_characters_that_no_key_has_is_refused_unseen(key: str) -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("X-Title", f"{KEY}\u00e9"), ("X-Title", f"{KEY}\r\nX-Evil: 1"), ("X-Title", f" {KEY}"), ("X-Tïtle", KEY), ("", KEY)],
+    [
+        ("X-Title", f"{KEY}\u00e9"),
+        ("X-Title", f"{KEY}\r\nX-Evil: 1"),
+        ("X-Title", f" {KEY}"),
+        ("X-Tïtle", KEY),
+        ("", KEY),
+    ],
 )
 def test_a_header_that_cannot_be_sent_is_refused_unseen(name: str, value: str) -> None:
     with pytest.raises(ValueError, match="header") as raised:
