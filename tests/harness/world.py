@@ -10,8 +10,9 @@ import httpx
 import msgspec
 import trio
 
-from engine import BasicAgent, Deadlines, Event, Provider, RetentionLimits, RunSupervisor
+from engine import BasicAgent, Event, Provider, RetentionLimits, RunSupervisor
 from engine.run import Run
+from providers.failover import FailoverProvider, Link
 from providers.http import open_client
 from providers.openai_chat import OpenAIChatProvider
 from providers.recording import Recording
@@ -66,9 +67,16 @@ class World:
         self.client = open_client(network.connect)
         self.stopping = trio.Event()
 
-    def add_agent(self, agent_id: str = "demo", provider: Provider | None = None, **settings: Any) -> None:
-        """Declare an agent; without a provider it asks the model server at ``VENDOR``."""
+    def add_agent(
+        self, agent_id: str = "demo", provider: Provider | None = None, *, in_chain: bool = False, **settings: Any
+    ) -> None:
+        """Declare an agent; without a provider it asks the model server at ``VENDOR``.
+
+        ``in_chain`` puts the provider into a failover chain of its own, without retries, as agents from a file have it.
+        """
         provider = provider or OpenAIChatProvider(base_url="http://vendor/v1", api_key="k", client=self.model_client)
+        if in_chain:
+            provider = FailoverProvider([Link(provider=provider, model="m", retries=0)])
         self.agents[agent_id] = BasicAgent(agent_id=agent_id, provider=provider, model="m", **settings)
 
     async def add_vendor(self, recording: Recording) -> VendorServer:
@@ -140,8 +148,3 @@ async def open_world(limits: ServingLimits | None = None, *, window: int = 65_53
         await world.client.aclose()
         await world.model_client.aclose()
         nursery.cancel_scope.cancel()
-
-
-def quick_deadlines(**seconds: float) -> Deadlines:
-    """The default deadlines with some changed."""
-    return Deadlines(**seconds)

@@ -1,4 +1,7 @@
-"""Each deadline fires at exactly its time with exactly its code, seen by a client of the whole server."""
+"""Each deadline fires at exactly its time with exactly its code, seen by a client of the whole server.
+
+The provider is asked directly, and through a failover chain, as every agent from a file has it: that changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from trio.testing import MockClock
 from engine import Deadlines, Error, TextDelta
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, text_event
 from tests.harness.world import VENDOR, Answer, World, open_world
+
+pytestmark = pytest.mark.parametrize("in_chain", [False, True], ids=["bare", "in a chain"])
 
 LIMITS = Deadlines(total=100, connect=7, first_token=11, idle=13)
 KEEP_ALIVE = chunked(b": keep-alive\n\n")
@@ -42,10 +47,10 @@ SCRIPTS: dict[str, tuple[list[Act], str, float]] = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_a_deadline_fires_at_its_time_with_its_code(name: str, autojump_clock: MockClock) -> None:
+async def test_a_deadline_fires_at_its_time_with_its_code(name: str, in_chain: bool, autojump_clock: MockClock) -> None:
     script, code, at = SCRIPTS[name]
     async with open_world() as world:
-        world.add_agent(deadlines=LIMITS)
+        world.add_agent(in_chain=in_chain, deadlines=LIMITS)
         world.add_scripted_vendor(script)
         error, seconds, answer = await failed(world)
         assert (error.code, seconds) == (code, at)
@@ -54,17 +59,17 @@ async def test_a_deadline_fires_at_its_time_with_its_code(name: str, autojump_cl
         assert [connection.client.closed_at for connection in world.network.connections[1:]] == [answer.arrivals[-1]]
 
 
-async def test_a_connection_that_never_opens_ends_the_connect_phase(autojump_clock: MockClock) -> None:
+async def test_a_connection_that_never_opens_ends_the_connect_phase(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent(deadlines=LIMITS)
+        world.add_agent(in_chain=in_chain, deadlines=LIMITS)
         world.network.black_hole(*VENDOR)
         error, seconds, _ = await failed(world)
         assert (error.code, seconds) == ("timeout.connect", 7.0)
 
 
-async def test_a_request_may_shorten_each_deadline(autojump_clock: MockClock) -> None:
+async def test_a_request_may_shorten_each_deadline(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent(deadlines=LIMITS)
+        world.add_agent(in_chain=in_chain, deadlines=LIMITS)
         world.add_scripted_vendor([STREAM_HEAD, *every(1.0, WORD, 200)])
         error, seconds, _ = await failed(world, deadlines={"total": 4.5})
         assert (error.code, seconds) == ("timeout.total", 4.5)
@@ -72,9 +77,9 @@ async def test_a_request_may_shorten_each_deadline(autojump_clock: MockClock) ->
         assert (error.code, seconds) == ("timeout.first_token", 0.25)
 
 
-async def test_the_next_run_works_after_a_deadline(autojump_clock: MockClock) -> None:
+async def test_the_next_run_works_after_a_deadline(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent(deadlines=LIMITS)
+        world.add_agent(in_chain=in_chain, deadlines=LIMITS)
         world.add_scripted_vendor([STREAM_HEAD, WORD, 12.0, chunked(b"data: [DONE]\n\n"), b"0\r\n\r\n"])
         error, _, _ = await failed(world, deadlines={"idle": 1})
         assert error.code == "timeout.idle"

@@ -1,4 +1,7 @@
-"""Two lifetimes: a connection reads, a run runs; a client that leaves ends its run after the grace, a stop at once."""
+"""Two lifetimes: a connection reads, a run runs; a client that leaves ends its run after the grace, a stop at once.
+
+The provider is asked directly, and through a failover chain, as every agent from a file has it: that changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from providers.recording import load
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import VendorServer
 from tests.harness.world import VENDOR, World, open_world
+
+pytestmark = pytest.mark.parametrize("in_chain", [False, True], ids=["bare", "in a chain"])
 
 RECORDING = steady_recording(first=2.5, last=93.0)
 FIRST_TOKEN = RECORDING.reads[0].at_ns / 1e9
@@ -35,10 +40,10 @@ def upstream_closed_at(world: World) -> float | None:
 @pytest.mark.parametrize("on_disconnect", GRACES)
 @pytest.mark.parametrize("left_at", [0.1, FIRST_TOKEN, 40.0, LAST_TOKEN - 0.5], ids="{:.1f} s".format)
 async def test_a_client_that_leaves_closes_the_upstream_after_the_grace(
-    left_at: float, on_disconnect: str, autojump_clock: MockClock
+    left_at: float, on_disconnect: str, in_chain: bool, autojump_clock: MockClock
 ) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         vendor: VendorServer = await world.add_vendor(RECORDING)
         await leave_at(world, left_at, on_disconnect)
         await trio.sleep_until(200)
@@ -53,9 +58,11 @@ async def test_a_client_that_leaves_closes_the_upstream_after_the_grace(
         assert world.supervisor.active_runs == 0
 
 
-async def test_a_client_that_leaves_after_the_end_leaves_the_connection_for_reuse(autojump_clock: MockClock) -> None:
+async def test_a_client_that_leaves_after_the_end_leaves_the_connection_for_reuse(
+    in_chain: bool, autojump_clock: MockClock
+) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         await world.add_vendor(RECORDING)
         await world.chat()
         await world.chat()
@@ -63,9 +70,9 @@ async def test_a_client_that_leaves_after_the_end_leaves_the_connection_for_reus
         assert len(world.network.connections) == 2
 
 
-async def test_a_reader_that_comes_back_in_time_keeps_the_run(autojump_clock: MockClock) -> None:
+async def test_a_reader_that_comes_back_in_time_keeps_the_run(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         await world.add_vendor(RECORDING)
         async with world.open_chat() as answer:
             await trio.sleep(10)
@@ -79,10 +86,10 @@ async def test_a_reader_that_comes_back_in_time_keeps_the_run(autojump_clock: Mo
 
 @pytest.mark.parametrize("stopped_at", [0.1, FIRST_TOKEN, 40.0], ids="{:.1f} s".format)
 async def test_a_stop_closes_the_upstream_at_once_and_keeps_the_text(
-    stopped_at: float, autojump_clock: MockClock
+    stopped_at: float, in_chain: bool, autojump_clock: MockClock
 ) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         vendor = await world.add_vendor(RECORDING)
         async with world.open_chat() as answer, trio.open_nursery() as nursery:
 
@@ -105,9 +112,9 @@ async def test_a_stop_closes_the_upstream_at_once_and_keeps_the_text(
         assert (stopped.usage is not None) == bool(said)
 
 
-async def test_a_stop_wins_over_a_completion_that_comes_later(autojump_clock: MockClock) -> None:
+async def test_a_stop_wins_over_a_completion_that_comes_later(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         await world.add_vendor(RECORDING)
         async with world.open_chat(on_disconnect="continue") as answer:
             await trio.sleep_until(answer.asked_at + 92.99)
@@ -119,9 +126,9 @@ async def test_a_stop_wins_over_a_completion_that_comes_later(autojump_clock: Mo
             assert isinstance(run.log.terminal, AgentStopped)
 
 
-async def test_a_client_that_leaves_the_whole_answer_ends_the_run(autojump_clock: MockClock) -> None:
+async def test_a_client_that_leaves_the_whole_answer_ends_the_run(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         vendor = await world.add_vendor(RECORDING)
         url = "http://lumos/api/v1/agents/demo/chat/lumosai"
         with trio.move_on_after(3):
@@ -132,9 +139,9 @@ async def test_a_client_that_leaves_the_whole_answer_ends_the_run(autojump_clock
         assert reply.json()["data"]["content"] == RECORDING.text
 
 
-async def test_runs_that_end_leave_one_terminal_event_each(autojump_clock: MockClock) -> None:
+async def test_runs_that_end_leave_one_terminal_event_each(in_chain: bool, autojump_clock: MockClock) -> None:
     async with open_world() as world:
-        world.add_agent()
+        world.add_agent(in_chain=in_chain)
         await world.add_vendor(load("gpt4o-short"))
         answers = [await world.chat() for _ in range(3)]
         assert all(isinstance(answer.events[-1], GenerationComplete) for answer in answers)
