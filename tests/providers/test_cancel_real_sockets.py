@@ -1,4 +1,7 @@
-"""A thousand requests cancelled at random moments over real sockets: no connection, task or descriptor is left."""
+"""A thousand requests cancelled at random moments over real sockets: no connection, task or descriptor is left.
+
+Then a thousand chats through the whole product, left or stopped at random moments.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,13 @@ from tests.harness.raw_vendor import DONE_EVENT, LAST_CHUNK
 from tests.harness.vendor import STREAM_HEAD, chunked, text_event
 
 REQUESTS = 1_000
-CHATS = 300
+CHATS = 500  # of each kind
 AT_ONCE = 50
 TOKENS = 8
 PAUSE_SECONDS = 0.004
 ANSWER_SECONDS = (TOKENS + 2) * PAUSE_SECONDS
 SETTLE_SECONDS = 3.0
+CHAT_PATH = "/api/v1/agents/demo/chat/lumosai/stream"
 REQUEST = ModelRequest((Message("user", "hi"),), "m")
 
 
@@ -157,6 +161,10 @@ async def test_requests_cancelled_at_random_moments_leave_nothing() -> None:
         await before.check_settled()
 
 
+async def go_on(run_id: str) -> None:
+    """What is done with a run that is neither left nor stopped."""
+
+
 @asynccontextmanager
 async def lumos(model_url: str) -> AsyncIterator[tuple[str, RunSupervisor]]:
     """The whole product on a real socket; its URL and its supervisor. No run outlives its reader."""
@@ -176,27 +184,36 @@ async def lumos(model_url: str) -> AsyncIterator[tuple[str, RunSupervisor]]:
 
 
 @pytest.mark.parametrize("on_disconnect", ["cancel", "grace"])
-async def test_chats_left_at_random_moments_leave_nothing(on_disconnect: str) -> None:
+async def test_chats_left_and_stopped_at_random_moments_leave_nothing(on_disconnect: str) -> None:
     async with slow_model() as model:
         before = Balance()
         async with (
             lumos(model.url) as (url, supervisor),
             httpx.AsyncClient(transport=TrioTransport(), timeout=None, trust_env=False) as client,
         ):
-            chat_url = f"{url}/api/v1/agents/demo/chat/lumosai/stream"
+            chance, stopped = random.Random(3), 0
 
-            async def chat() -> str:
+            async def stop_soon(run_id: str) -> None:
+                await trio.sleep(chance.uniform(0, 1.5 * ANSWER_SECONDS))
+                (await client.post(f"{url}/api/v1/runs/{run_id}/stop")).raise_for_status()
+
+            async def chat(after_head: Callable[[str], Awaitable[None]]) -> str:
                 body = {"message": "hi", "on_disconnect": on_disconnect}
-                async with client.stream("POST", chat_url, json=body) as response:
+                async with client.stream("POST", f"{url}{CHAT_PATH}", json=body) as response:
+                    await after_head(response.headers["X-Run-Id"])
                     return (await response.aread()).decode()
 
-            async def chat_unheard() -> None:
-                await chat()
+            async def chat_and_stop() -> None:
+                nonlocal stopped
+                assert (await chat(stop_soon)).count('"chunk_type":"stop"') == 1
+                stopped += 1
 
             model.endless = True
-            assert await at_random_moments(2, CHATS, 0.0, chat_unheard) == CHATS
-            await until(lambda: supervisor.active_runs == 0 and model.speaking == 0)
-            assert (supervisor.active_runs, model.speaking) == (0, 0)
+            left = await at_random_moments(2, CHATS, 0.5, chat_and_stop)
+            assert left + stopped == CHATS
+            assert min(left, stopped) > CHATS / 4
+            await until(lambda: (supervisor.active_runs, model.speaking, model.connections) == (0, 0, 0))
+            assert (supervisor.active_runs, model.speaking, model.connections) == (0, 0, 0)
             model.endless = False
-            assert (await chat()).count('"chunk_type":"done"') == 1
+            assert (await chat(go_on)).count('"chunk_type":"done"') == 1
         await before.check_settled()
