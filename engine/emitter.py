@@ -114,6 +114,11 @@ class Emitter:
                 self._check_room(0)
             self._log.append(event)
 
+    def forget(self) -> None:
+        """Drop the texts kept for ``response`` and ``reasoned``: the terminal event has what is still wanted."""
+        self._said.clear()
+        self._reasoned.clear()
+
     def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
         size = len(content) if content.isascii() else len(content.encode("utf-8"))
         self._check_room(size)

@@ -183,9 +183,18 @@ class Run:
         return msgspec.structs.replace(usage, provider=self._answered_by.provider, model=self._answered_by.model)
 
     async def execute(self) -> None:
-        """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then."""
-        if self.log.ended:
-            return  # before its first step: the model is not asked
+        """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then.
+
+        What only a living run needs is dropped: an ended one is its log, the times and the names.
+        """
+        try:
+            if not self.log.ended:  # else before its first step: the model is not asked
+                await self._execute()
+        finally:
+            self._emitter.forget()
+            self.spec = msgspec.structs.replace(self.spec, request=ModelRequest((), self.spec.request.model))
+
+    async def _execute(self) -> None:
         try:
             with (
                 self._scope,

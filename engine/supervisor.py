@@ -18,14 +18,25 @@ from .run import Run, RunObserver, RunSpec, SilentObserver, utc_now
 
 RUN_ID_BYTES = 16
 
+RUN_BYTES = 4096
+ENTRY_BYTES = 128
+"""What Python's objects of an ended run take, and those of each event beyond its text (measured with tracemalloc)."""
+
 _logger = logging.getLogger(__name__)
 
 
 class RetentionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long and how much of ended runs stays in memory: seconds after the end, bytes of their logs together."""
+    """How long and how much of ended runs stays in memory; past a limit, the oldest are dropped.
+
+    Attributes:
+        seconds: how long after its end.
+        bytes: of all together, about: ``kept_bytes`` of each.
+        runs: how many.
+    """
 
     seconds: float = 600.0
     bytes: int = 256 * 2**20
+    runs: int = 10_000
 
 
 class DrainingError(Exception):
@@ -85,7 +96,7 @@ class RunSupervisor:
         """Stop the run if it is under way, and drop its log."""
         run.stop()
         if self._ended.pop(run.id, None) is not None:
-            self._ended_bytes -= run.log.size_bytes
+            self._ended_bytes -= kept_bytes(run)
         self._active.pop(run.id, None)
 
     async def drain(self, seconds: float) -> None:
@@ -113,7 +124,7 @@ class RunSupervisor:
         finally:
             if self._active.pop(run.id, None) is not None:
                 self._ended[run.id] = run
-                self._ended_bytes += run.log.size_bytes
+                self._ended_bytes += kept_bytes(run)
                 self._forget_expired()
             if self.draining and not self._active:
                 self._drained.set()
@@ -123,11 +134,19 @@ class RunSupervisor:
         oldest_allowed = trio.current_time() - self._retention.seconds
         while self._ended:
             oldest = next(iter(self._ended.values()))
-            over = self._ended_bytes > self._retention.bytes
+            over = self._ended_bytes > self._retention.bytes or len(self._ended) > self._retention.runs
             if not over and (oldest.ended_at is None or oldest.ended_at > oldest_allowed):
                 break
             del self._ended[oldest.id]
-            self._ended_bytes -= oldest.log.size_bytes
+            self._ended_bytes -= kept_bytes(oldest)
+
+
+def kept_bytes(run: Run) -> int:
+    """About how much memory an ended run takes: its text is there twice, in the events and in their frames.
+
+    Python keeps text with one emoji in it at four bytes a character: such a run takes up to 2.5 times this.
+    """
+    return RUN_BYTES + ENTRY_BYTES * run.log.last_seq + 2 * run.log.size_bytes
 
 
 def random_run_id() -> str:

@@ -103,7 +103,7 @@ async def test_an_answer_from_start_to_done(autojump_clock: MockClock) -> None:
     ]
     assert_ended_once(run)
     assert provider.seen == [(0.0, "asked"), (1.75, "answered")]
-    assert provider.requests == [run.spec.request]
+    assert provider.requests == [spec_for(provider).request]
 
 
 async def test_an_empty_answer_is_an_answer(autojump_clock: MockClock) -> None:

@@ -23,7 +23,7 @@ from engine import (
     RunSpec,
     RunSupervisor,
 )
-from engine.supervisor import random_run_id
+from engine.supervisor import kept_bytes, random_run_id
 
 from .scripted import (
     FOREVER,
@@ -250,14 +250,14 @@ async def test_a_running_run_is_kept_however_long_it_takes(autojump_clock: MockC
 async def test_ended_runs_are_kept_up_to_so_many_bytes_the_newest_of_them(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         sizing = RunSupervisor(nursery, new_run_id=lambda: "r0").start(lasting(1))
-    size = sizing.log.size_bytes
+    size = kept_bytes(sizing)
     async with trio.open_nursery() as nursery:
         limits = RetentionLimits(seconds=1000, bytes=3 * size)
         supervisor = RunSupervisor(nursery, retention=limits, new_run_id=numbered())
         for _ in range(7):
             run = supervisor.start(lasting(1))
             await trio.sleep(2)
-            assert run.log.size_bytes == size
+            assert kept_bytes(run) == size
         kept = [f"r{number}" for number in range(1, 8) if supervisor.find(f"r{number}")]
         assert kept == ["r5", "r6", "r7"]
         supervisor.forget(run)
@@ -275,7 +275,7 @@ async def test_forgotten_and_expired_runs_leave_no_bytes_counted(autojump_clock:
         await trio.sleep(2)
         supervisor.forget(runs[2])
         supervisor.forget(stopped)
-    assert supervisor._ended_bytes == sum(run.log.size_bytes for run in runs) - runs[2].log.size_bytes
+    assert supervisor._ended_bytes == sum(kept_bytes(run) for run in runs) - kept_bytes(runs[2])
     await trio.sleep(10)
     assert supervisor.find(runs[0].id) is None
     assert supervisor._ended_bytes == 0
