@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import importlib.resources
 import itertools
 import json
 import pathlib
 import statistics
+import tomllib
 from typing import Any
 
 import pytest
@@ -282,3 +284,17 @@ def test_demo_repeats_the_four_recorded_streams() -> None:
     assert (min(cycle), statistics.median(cycle), max(cycle)) == (31_412_000, 32_046_000, 37_711_000)
     assert gaps[len(cycle) : -1] == gaps[: -len(cycle) - 1]
     assert gaps[-1] == 28_050_000
+
+
+def test_the_licences_of_others_data_are_packaged_whole() -> None:
+    folder = importlib.resources.files("providers") / "recordings"
+    attribution = (folder / "ATTRIBUTION.md").read_text("utf-8")
+    ends = {
+        "LICENSE-APACHE-2.0.txt": "END OF TERMS AND CONDITIONS",
+        "LICENSE-MIT.txt": "OTHER DEALINGS IN THE SOFTWARE",
+    }
+    for file, end in ends.items():
+        assert f"`{file}`" in attribution
+        assert end in (folder / file).read_text("utf-8")
+    project = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert "recordings/*.txt" in project["tool"]["setuptools"]["package-data"]["providers"]
