@@ -19,6 +19,10 @@ MAX_HEAD_BYTES = 65_536
 HTTP = b"HTTP/"
 """What the head of a response begins with."""
 
+STALE_SECONDS = 1.0
+"""A server that had closed a connection says so one round trip after the request; one that closes later had the
+request, and may have let the model work on it."""
+
 CLOSE_SECONDS = 1.0
 """Limit of the shield around a forceful close, which by trio's contract does not block at all."""
 
@@ -79,6 +83,8 @@ class Connection:
     """A stream and the state of HTTP/1.1 on it. Whoever holds it closes it, or renews it for the next request.
 
     ``written`` and ``answered`` tell of the latest request: all of it was sent; a first response byte came.
+    ``stale`` tells that it failed as on a connection that was closed while idle, so that nobody worked on it: it could
+    not be written, or the server closed without a byte at most ``STALE_SECONDS`` later.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -91,6 +97,7 @@ class Connection:
         self._ended = self._closed = False
         self.written = False
         self.answered = False
+        self.stale = False
 
     async def request(self, head: h11.Request, content: bytes, on_written: Callable[[], object]) -> h11.Response:
         """Send a request in one write and read the head of its response, skipping interim (1xx) ones.
@@ -101,7 +108,7 @@ class Connection:
         Raises:
             httpx.TransportError: as the tables say; the connection is good for nothing but closing.
         """
-        self.written = self.answered = False
+        self.written = self.answered = self.stale = False
         unwritten: httpx.WriteError | None = None
         try:
             await self._write(head, content)
@@ -110,9 +117,12 @@ class Connection:
         else:
             self.written = True
             on_written()
+        written_at = trio.current_time()
         try:
             return await self._read_head()
         except httpx.TransportError:
+            in_time = trio.current_time() - written_at <= STALE_SECONDS
+            self.stale = not self.answered and (unwritten is not None or in_time)
             if unwritten is not None:
                 raise unwritten from unwritten.__cause__
             raise

@@ -88,8 +88,9 @@ class TrioTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send ``request`` and return its response once the head is there; the caller closes the response.
 
-        A reused connection that the server closed before any byte of an answer is replaced by a fresh one, once:
-        servers close idle connections at any time (RFC 9112, section 9.3.1).
+        A reused connection that the server closed before any byte of an answer, and at once, is replaced by a fresh
+        one, once: servers close idle connections at any time (RFC 9112, section 9.3.1). One that closes only after
+        ``STALE_SECONDS`` of silence is not: the request may have reached the model, which would be paid twice.
 
         Raises:
             httpx.ConnectError: nobody there, no such name, certificate refused, or a proxy wants credentials.
@@ -106,7 +107,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
             try:
                 return await self._exchange(origin, connection, head, content, on_written)
             except httpx.NetworkError:
-                if connection.answered or self._closed:
+                if self._closed or not connection.stale:
                     raise
             if connection.written:
                 on_written = _ignore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 import httpx
 import pytest
@@ -248,6 +249,28 @@ async def test_a_stale_connection_is_replaced_once(
         assert [server.requests[-1].body for server in network.servers] == [b"again" if read_first else b"", b"again"]
         assert sent == [2.0]
         assert (transport.open_connections, network.open) == (0, 1)
+
+
+@pytest.mark.parametrize(("silence", "connections"), [(1.0, 2), (1.5, 1)])
+async def test_a_reused_connection_that_closes_late_is_not_replaced(
+    nursery: trio.Nursery, autojump_clock: MockClock, silence: float, connections: int
+) -> None:
+    """The model may have worked on the request, which would then be paid twice."""
+
+    async def hang_up_late_on_the_second(server: ServerEnd) -> None:
+        await server.request()
+        await server.say(HELLO)
+        await server.request()
+        await trio.sleep(silence)
+        await server.aclose()
+
+    network = ScriptedNetwork(nursery, hang_up_late_on_the_second)
+    async with client_of(TrioTransport(network)) as client:
+        await client.get(URL)
+        await trio.sleep(2)
+        with pytest.raises(httpx.ReadError, match="without an answer") if connections == 1 else nullcontext():
+            await client.get(URL)
+    assert (len(network.clients), network.open) == (connections, 0)
 
 
 async def test_a_fresh_connection_that_says_nothing_is_not_tried_again(
