@@ -19,10 +19,16 @@ from .events import TERMINAL_EVENT_TYPES, Event, ReasoningDelta, StepComplete, T
 from .log import RunLog
 
 UNREAD_SEAL_BYTES = 4096
-"""With no reader attached, text is sealed in deltas of about this size (UTF-8 bytes)."""
+"""With no reader attached, text is sealed in deltas of about this size (bytes in the frame)."""
+
+BUSY_SEAL_BYTES = 65_536
+"""While all readers are busy, text is sealed in deltas of about this size."""
 
 CLOSING_EVENT_TYPES: tuple[type[Event], ...] = (StepComplete, *TERMINAL_EVENT_TYPES)
-"""What closes a run always fits into its log."""
+"""What closes a run always fits into its log: ``max_run_bytes`` keeps room for the answer that it repeats."""
+
+CLOSING_BYTES = 32_768
+"""How far a log may pass ``max_run_bytes``: the last delta's envelope, and all of the closing but the answer."""
 
 
 class StreamingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +61,9 @@ class Emitter:
     """The only writer of one run's log. Every method is synchronous and never blocks.
 
     After the terminal event it drops what still comes: whoever ends the run first wins.
+
+    The frames of the log, the terminal event with its repeated answer among them, are never more than
+    ``max_run_bytes + CLOSING_BYTES``, as long as what else the closing says is short (``Run`` sees to it).
     """
 
     def __init__(self, log: RunLog, config: StreamingConfig, max_run_bytes: int) -> None:
@@ -63,6 +72,7 @@ class Emitter:
         self._max_run_bytes = max_run_bytes
         self._said: list[str] = []
         self._reasoned: list[str] = []
+        self._said_bytes = 0
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._step_id = ""
         self._gathered: list[str] = []
@@ -92,14 +102,19 @@ class Emitter:
         """
         if content and not self._log.ended:
             content = encodable(content)
-            self._gather(TextDelta, content, step_id)
+            size = json_bytes(content)
+            self._check_room(2 * size)  # in a delta, and in the terminal event
+            self._gather(TextDelta, content, size, step_id)
             self._said.append(content)
+            self._said_bytes += size
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
         if content and not self._log.ended:
             content = encodable(content)
-            self._gather(ReasoningDelta, content, step_id)
+            size = json_bytes(content)
+            self._check_room(size)
+            self._gather(ReasoningDelta, content, size, step_id)
             self._reasoned.append(content)
 
     def emit(self, event: Event) -> None:
@@ -119,9 +134,7 @@ class Emitter:
         self._said.clear()
         self._reasoned.clear()
 
-    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
-        size = len(content) if content.isascii() else len(content.encode("utf-8"))
-        self._check_room(size)
+    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, size: int, step_id: str) -> None:
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
@@ -130,14 +143,14 @@ class Emitter:
         self._gathered.append(content)
         self._gathered_chars += len(content)
         self._gathered_bytes += size
-        if not self._log.readers and self._gathered_bytes >= UNREAD_SEAL_BYTES:
+        if self._gathered_bytes >= (BUSY_SEAL_BYTES if self._log.readers else UNREAD_SEAL_BYTES):
             self._seal()
         elif (due_at := self._reckon_due_at()) != self.due_at:
             self.due_at = due_at
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
 
     def _check_room(self, more_bytes: int) -> None:
-        if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
+        if self._log.size_bytes + self._gathered_bytes + self._said_bytes + more_bytes > self._max_run_bytes:
             raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
     def _reckon_due_at(self) -> float:
@@ -163,6 +176,14 @@ class Emitter:
         if self._config.text_delta_delay_ms is not None:
             self._not_before = trio.current_time() + self._config.text_delta_delay_ms / 1000
         self._log.append(self._kind(content, self._step_id))
+
+
+def json_bytes(text: str) -> int:
+    """How long the text is inside a frame: a control character takes up to six bytes, a quote two."""
+    return len(_encode_json(text)) - len('""')
+
+
+_encode_json = msgspec.json.Encoder().encode
 
 
 def encodable(text: str) -> str:

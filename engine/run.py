@@ -62,7 +62,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         resume_grace: seconds that the run goes on without a reader; 0 = ends at once, ``inf`` = goes on.
-        max_run_bytes: bound of the log; past it the run ends in ``output_limit``.
+        max_run_bytes: bound of the log's frames, with room kept for the answer in the terminal event: an answer is at
+            most about half of it. Past it the run ends in ``output_limit``; see ``CLOSING_BYTES`` for what is on top.
     """
 
     agent_id: str
@@ -219,7 +220,7 @@ class Run:
         """End the run with a ``stop`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(lambda: AgentStopped(encodable(reason), self.response, self.usage))
+        self._end(lambda: AgentStopped(short(reason), self.response, self.usage))
         self._scope.cancel(reason=f"run stopped: {reason}")
         return True
 
@@ -227,7 +228,7 @@ class Run:
         """End the run with an ``error`` event, now. False, and nothing done, if it has ended already."""
         if self.log.ended:
             return False
-        self._end(lambda: Error(code, encodable(content), self.response, self.usage, retry_after))
+        self._end(lambda: Error(code, short(content), self.response, self.usage, retry_after))
         self._scope.cancel(reason=f"run failed: {code}")
         return True
 
@@ -308,7 +309,7 @@ class Run:
                 case AttemptsPiece():
                     progress.enter("attempts")
                 case AnsweredByPiece(provider, model):
-                    self._answered_by = AnsweredByPiece(encodable(provider), encodable(model))
+                    self._answered_by = AnsweredByPiece(short(provider), short(model))
                 case ContinuationPiece():
                     pass  # wanted back on a next turn only, and a run has one turn as long as it offers no tools
                 case ToolCallPiece():
@@ -338,12 +339,19 @@ class Run:
         )
 
 
+MAX_SHORT_CHARS = 1000
+
 _INTERNAL_TEXT = "internal error"
 _TIMEOUT_TEXTS = {
     "connect": "no connection to the model within {:g} s",
     "first_token": "no first token from the model within {:g} s",
     "idle": "no token from the model for {:g} s",
 }
+
+
+def short(text: str) -> str:
+    """What others put into a terminal event (a vendor's words, names), so that it can be encoded and stays small."""
+    return encodable(text[:MAX_SHORT_CHARS])
 
 
 def _milliseconds(seconds: float) -> float:

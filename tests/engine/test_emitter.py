@@ -222,6 +222,17 @@ async def test_with_a_busy_reader_text_is_not_cut_at_4_kib(autojump_clock: MockC
     assert [len(content) for content in scene.sealed()] == [10001]
 
 
+async def test_however_busy_the_reader_no_delta_is_much_over_64_kib(autojump_clock: MockClock) -> None:
+    scene = Scene()
+    with scene.log.attached():
+        scene.text(*["0123456789"] * 20_000)
+        assert [len(content) for content in scene.sealed()] == [65_540, 65_540, 65_540]
+        scene.text(*["\x01"] * 20_000)
+    sizes = [len(entry.frame) for entry in scene.log.entries()[1:]]
+    assert len(sizes) == 4
+    assert max(sizes) < 66_000, "a control character counts as the six bytes that it takes in a frame"
+
+
 async def test_the_rest_below_4_kib_is_there_for_a_reader_who_comes(autojump_clock: MockClock) -> None:
     scene = Scene()
     scene.text("a" * 4096, "rest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from math import nan
 
 import msgspec
@@ -91,39 +92,64 @@ async def test_what_comes_after_the_terminal_event_is_dropped(autojump_clock: Mo
 
 
 async def test_text_over_the_limit_is_refused_whole(autojump_clock: MockClock) -> None:
-    scene = Scene(max_run_bytes=1000)
+    scene = Scene(max_run_bytes=2000)
     scene.text("a" * 500)
-    with pytest.raises(OutputLimitError, match="1000 bytes"):
+    with pytest.raises(OutputLimitError, match="2000 bytes"):
         scene.text("b" * 500)
     assert scene.emitter.response == "a" * 500
     scene.emitter.emit(END)
     assert scene.sealed() == ["a" * 500, "<stop>"]
 
 
-async def test_the_limit_is_reached_to_the_byte(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("content", "size"), [("日本", 6), ("a\x01", 7), ('"\n\\', 6), ("\ud800", 1)], ids=ascii)
+async def test_the_limit_is_reached_to_the_byte_as_it_is_in_the_frames(
+    autojump_clock: MockClock, content: str, size: int
+) -> None:
     start_bytes = Scene().log.size_bytes
-    Scene(max_run_bytes=start_bytes + 6).text("日本")
+    Scene(max_run_bytes=start_bytes + size).reasoning(content)
     with pytest.raises(OutputLimitError):
-        Scene(max_run_bytes=start_bytes + 5).text("日本")
+        Scene(max_run_bytes=start_bytes + size - 1).reasoning(content)
+    Scene(max_run_bytes=start_bytes + 2 * size).text(content)
+    with pytest.raises(OutputLimitError):
+        Scene(max_run_bytes=start_bytes + 2 * size - 1).text(content)
 
 
+@pytest.mark.parametrize("word", ["word ", "\x01", "日本", '"', "👋" * 100], ids=ascii)
 @pytest.mark.parametrize("kind", ["text", "reasoning", "other"])
-async def test_nothing_that_a_model_sends_without_end_outgrows_the_limit(autojump_clock: MockClock, kind: str) -> None:
+@pytest.mark.parametrize("read", [True, False], ids=["read", "unread"])
+async def test_nothing_that_a_model_sends_without_end_outgrows_the_limit(
+    autojump_clock: MockClock, kind: str, word: str, read: bool
+) -> None:
+    scene = Scene(max_run_bytes=100_000)
+    with ExitStack() as stack:
+        if read:
+            stack.enter_context(scene.log.attached())
+        with pytest.raises(OutputLimitError):  # noqa: PT012 - the loop is the point
+            for number in range(100_000):
+                match kind:
+                    case "text":
+                        scene.text(word)
+                    case "reasoning":
+                        scene.reasoning(word)
+                    case "other":
+                        scene.emitter.emit(UsageUpdate(Usage(1, number)))
+        scene.emitter.emit(StepComplete("Final", STEP))
+        scene.emitter.emit(GenerationComplete(scene.emitter.response, 1, 1.0, 1.0, None))
+    assert 95_000 < scene.log.size_bytes <= 101_000
+
+
+async def test_text_and_reasoning_share_the_room(autojump_clock: MockClock) -> None:
     scene = Scene(max_run_bytes=100_000)
     with pytest.raises(OutputLimitError):  # noqa: PT012 - the loop is the point
-        for number in range(100_000):
-            match kind:
-                case "text":
-                    scene.text("word ")
-                case "reasoning":
-                    scene.reasoning("word ")
-                case "other":
-                    scene.emitter.emit(UsageUpdate(Usage(1, number)))
-    assert 90_000 < scene.log.size_bytes <= 100_200
+        for _ in range(100_000):
+            scene.text("said ")
+            scene.reasoning("thought ")
+    scene.emitter.emit(GenerationComplete(scene.emitter.response, 1, 1.0, 1.0, None))
+    assert 95_000 < scene.log.size_bytes <= 101_000
 
 
 async def test_what_closes_a_run_always_fits(autojump_clock: MockClock) -> None:
-    scene = Scene(max_run_bytes=Scene().log.size_bytes + 5)
+    scene = Scene(max_run_bytes=Scene().log.size_bytes + 10)
     scene.text("abcde")
     scene.emitter.emit(StepComplete("Final", STEP))
     scene.emitter.emit(GenerationComplete("abcde", 1, 1.0, 1.0, None))
@@ -148,7 +174,7 @@ async def test_what_closes_a_run_always_fits(autojump_clock: MockClock) -> None:
 def test_a_configuration_that_makes_no_sense_is_refused(settings: dict[str, float]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=name):
-        StreamingConfig(**settings)  # type: ignore[arg-type]
+        StreamingConfig(**settings)  # type: ignore[arg-type]  # one of several fields, of several types
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from engine import (
     Usage,
     UsagePiece,
 )
+from engine.emitter import CLOSING_BYTES
 
 from .scripted import FOREVER, Line, ScriptedProvider, WritingObserver, assert_ended_once, spec_for, text
 
@@ -129,3 +130,19 @@ async def test_of_an_ended_run_usage_and_response_are_the_terminal_events(autoju
     assert isinstance(run.log.terminal, AgentStopped)
     assert run.usage is run.log.terminal.usage
     assert run.response is run.log.terminal.response
+
+
+async def test_a_log_stays_within_its_bound_whatever_closes_it(autojump_clock: MockClock) -> None:
+    long = "\x01" * 10**6
+    said: list[Line] = [(1, [AnsweredByPiece(long, long), UsagePiece(1, 1)]), (2, text(*["\x01"] * 100_000)), SILENCE]
+    limited = Run("run", spec_for(ScriptedProvider(*said), max_run_bytes=100_000))
+    failed = Run("run", spec_for(ScriptedProvider(*said[:1], (2, ProviderError("upstream.server", long)))))
+    await limited.execute()
+    await failed.execute()
+    stopped = Run("run", spec_for(ScriptedProvider()))
+    stopped.stop(long)
+    assert isinstance(limited.log.terminal, Error)
+    assert limited.log.terminal.code == "output_limit"
+    assert 90_000 < limited.log.size_bytes <= 100_000 + CLOSING_BYTES
+    assert failed.log.size_bytes <= CLOSING_BYTES
+    assert stopped.log.size_bytes <= CLOSING_BYTES
