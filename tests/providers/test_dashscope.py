@@ -132,10 +132,10 @@ def test_extra_is_joined_with_what_we_say_and_wins() -> None:
     assert body["workspace"] == "w"
 
 
-def target(model: str, *messages: Message, **options: bool | None) -> str:
+def target(model: str, *messages: Message, multimodal: bool | None = None) -> str:
     """The path under the services where the request goes."""
     asked = ModelRequest(messages or (Message("user", "hi"),), model)
-    return DashScopeWire(**options).request(asked, ENDPOINT).url.removeprefix(f"{SERVICES}/")  # type: ignore[arg-type]
+    return DashScopeWire(multimodal=multimodal).request(asked, ENDPOINT).url.removeprefix(f"{SERVICES}/")
 
 
 TEXT = "text-generation/generation"

@@ -10,6 +10,7 @@ from engine.errors import ProviderErrorCode
 from engine.pieces import (
     ContinuationPiece,
     FinishPiece,
+    FinishReason,
     Piece,
     ReasoningPiece,
     TextPiece,
@@ -366,7 +367,7 @@ CALLED: dict[str, tuple[list[bytes], list[Piece]]] = {
     ),
 }
 
-INCOMPLETE = {
+INCOMPLETE: dict[str, FinishReason] = {
     "max_output_tokens": "length",
     "max_messages": "length",
     "content_filter": "content_filter",
@@ -399,7 +400,7 @@ CASES = [
             f"openai_responses: incomplete for {reason}",
             WIRE,
             [*BEGIN, *said("a"), response("incomplete", incomplete_details={"reason": reason}, usage=USAGE)],
-            [TextPiece("a"), SPENT, FinishPiece(finish)],  # type: ignore[arg-type]
+            [TextPiece("a"), SPENT, FinishPiece(finish)],
             noise=NOISE,
         )
         for reason, finish in INCOMPLETE.items()
