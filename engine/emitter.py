@@ -25,10 +25,10 @@ BUSY_SEAL_BYTES = 65_536
 """While all readers are busy, text is sealed in deltas of about this size."""
 
 CLOSING_EVENT_TYPES: tuple[type[Event], ...] = (StepComplete, *TERMINAL_EVENT_TYPES)
-"""What closes a run always fits into its log: ``max_run_bytes`` keeps room for the answer that it repeats."""
+"""What closes a run always fits into its log, over the limit too."""
 
 CLOSING_BYTES = 32_768
-"""How far a log may pass ``max_run_bytes``: the last delta's envelope, and all of the closing but the answer."""
+"""What may come on top of a run's limit: the last delta's envelope, and all of the closing but the answer."""
 
 
 class StreamingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,8 +62,8 @@ class Emitter:
 
     After the terminal event it drops what still comes: whoever ends the run first wins.
 
-    The frames of the log, the terminal event with its repeated answer among them, are never more than
-    ``max_run_bytes + CLOSING_BYTES``, as long as what else the closing says is short (``Run`` sees to it).
+    The frames of the log are never more than ``2 * max_run_bytes + CLOSING_BYTES``: what the limit lets through, the
+    terminal event that repeats the answer, and what else closes the run, which is short (``Run`` sees to it).
     """
 
     def __init__(self, log: RunLog, config: StreamingConfig, max_run_bytes: int) -> None:
@@ -72,7 +72,6 @@ class Emitter:
         self._max_run_bytes = max_run_bytes
         self._said: list[str] = []
         self._reasoned: list[str] = []
-        self._said_bytes = 0
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._step_id = ""
         self._gathered: list[str] = []
@@ -102,19 +101,14 @@ class Emitter:
         """
         if content and not self._log.ended:
             content = encodable(content)
-            size = json_bytes(content)
-            self._check_room(2 * size)  # in a delta, and in the terminal event
-            self._gather(TextDelta, content, size, step_id)
+            self._gather(TextDelta, content, step_id)
             self._said.append(content)
-            self._said_bytes += size
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
         if content and not self._log.ended:
             content = encodable(content)
-            size = json_bytes(content)
-            self._check_room(size)
-            self._gather(ReasoningDelta, content, size, step_id)
+            self._gather(ReasoningDelta, content, step_id)
             self._reasoned.append(content)
 
     def emit(self, event: Event) -> None:
@@ -134,7 +128,9 @@ class Emitter:
         self._said.clear()
         self._reasoned.clear()
 
-    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, size: int, step_id: str) -> None:
+    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
+        size = json_bytes(content)
+        self._check_room(size)
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
@@ -150,7 +146,7 @@ class Emitter:
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
 
     def _check_room(self, more_bytes: int) -> None:
-        if self._log.size_bytes + self._gathered_bytes + self._said_bytes + more_bytes > self._max_run_bytes:
+        if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
             raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
     def _reckon_due_at(self) -> float:

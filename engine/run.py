@@ -62,8 +62,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         resume_grace: seconds that the run goes on without a reader; 0 = ends at once, ``inf`` = goes on.
-        max_run_bytes: bound of the log's frames, with room kept for the answer in the terminal event: an answer is at
-            most about half of it. Past it the run ends in ``output_limit``; see ``CLOSING_BYTES`` for what is on top.
+        max_run_bytes: bound of the log's frames before the terminal event, which repeats the answer, so that the whole
+            log stays within twice this and ``CLOSING_BYTES``; past it the run ends in ``output_limit``.
     """
 
     agent_id: str
