@@ -150,7 +150,7 @@ def spec_for(
 
 def agent_for(provider: Provider, **settings: object) -> BasicAgent:
     """An agent over this provider."""
-    return BasicAgent(agent_id="agent", provider=provider, model="model", **settings)  # type: ignore[arg-type]
+    return BasicAgent(agent_id="agent", provider=provider, model="model", **settings)  # type: ignore[arg-type]  # any fields
 
 
 async def read_timed(log: RunLog, after: int = 0) -> Timed:

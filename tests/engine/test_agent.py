@@ -43,7 +43,7 @@ HELLO: list[Line] = [(0.5, [SENT]), (1, text("Hel")), (2, text("lo")), (2.5, [Fi
 
 
 def streaming(provider: ScriptedProvider | ProgrammedProvider, **config: float) -> StreamingAgent:
-    return StreamingAgent.with_config(agent_for(provider), StreamingConfig(**config))  # type: ignore[arg-type]
+    return StreamingAgent.with_config(agent_for(provider), StreamingConfig(**config))  # type: ignore[arg-type]  # any
 
 
 def living_tasks() -> int:
@@ -88,7 +88,7 @@ async def test_a_whole_answer_that_is_stopped_raises(
 
     def noting(stream: RunStream, *args: object) -> None:
         streams.append(stream)
-        init(stream, *args)  # type: ignore[arg-type]
+        init(stream, *args)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(RunStream, "__init__", noting)
     async with trio.open_nursery() as nursery:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -212,13 +214,13 @@ async def test_what_a_vendor_wants_back_is_no_event(autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("code", sorted(PROVIDER_ERROR_CODES))
-async def test_a_failure_of_the_model_ends_the_run_with_its_code(autojump_clock: MockClock, code: str) -> None:
-    error = ProviderError(code, "the vendor's words", retry_after=2.5)  # type: ignore[arg-type]
+async def test_a_failure_of_the_model_ends_the_run_with_its_code(autojump_clock: MockClock, code: Any) -> None:
+    error = ProviderError(code, "the vendor's words", retry_after=2.5)
     run = await finished((1, text("par")), (1.5, text("tial")), (2, error))
     assert events_of(run.log)[1:] == [
         TextDelta("par", STEP),
         TextDelta("tial", STEP),
-        Error(code, "the vendor's words", "partial", Usage(2, 2, estimated=True), 2.5),  # type: ignore[arg-type]
+        Error(code, "the vendor's words", "partial", Usage(2, 2, estimated=True), 2.5),
     ]
     assert run.elapsed == 2.0
 
@@ -341,7 +343,8 @@ async def test_an_exception_that_is_none_of_ours_passes_after_the_terminal_event
 
 async def test_a_report_that_cannot_be_told_is_a_bug_and_the_run_still_ends(autojump_clock: MockClock) -> None:
     observer = WritingObserver()
-    run = await finished((1, text("a")), (2, [UsagePiece(object(), 1)]), observer=observer)  # type: ignore[arg-type]
+    wrong: Any = object()
+    run = await finished((1, text("a")), (2, [UsagePiece(wrong, 1)]), observer=observer)
     assert run.log.terminal == Error("internal", "internal error", "a", Usage(2, 1, estimated=True))
     assert observer.story == ["started", "first token", "crashed", "error"]
 

@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine import (
+    AgentStarted,
     AgentStopped,
     DrainingError,
     Emit,
@@ -68,7 +69,7 @@ async def test_a_run_lives_in_the_supervisors_nursery_not_in_its_readers(autojum
         got = await read_timed(run.log)
         assert trio.current_time() == 3.0
         assert got[0][1] == events_of(run.log)[0]
-        assert events_of(run.log)[0].timestamp == TIMESTAMP  # type: ignore[union-attr]
+        assert got[0][1] == AgentStarted("agent", run.id, TIMESTAMP)
         assert isinstance(run.log.terminal, GenerationComplete)
 
 
@@ -181,7 +182,9 @@ async def test_each_run_has_its_own_id_in_its_own_events(autojump_clock: MockClo
     assert len({run.id for run in runs}) == 100
     for run in runs:
         assert re.fullmatch(r"[A-Za-z0-9_-]{22}", run.id)
-        assert events_of(run.log)[0].run_id == run.id  # type: ignore[union-attr]
+        start = events_of(run.log)[0]
+        assert isinstance(start, AgentStarted)
+        assert start.run_id == run.id
         assert all(b"id: %s." % run.id.encode() in entry.frame for entry in run.log.entries())
 
 
