@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from engine.errors import ProviderError
-from engine.pieces import Emit, FinishPiece, Piece, ReasoningPiece, RequestSentPiece, TextPiece
+from engine.pieces import Emit, FinishPiece, Piece, ReasoningPiece, RequestSentPiece, TextPiece, ToolCallPiece
 from engine.provider import ModelRequest, Provider
 
 from .http import Decoder, VendorRequest
@@ -239,6 +239,9 @@ def _texts(pieces: Sequence[Piece]) -> Iterator[bytes]:
     """The texts that came in parts, put together."""
     for kind in (TextPiece, ReasoningPiece):
         yield "".join(piece.text for piece in pieces if isinstance(piece, kind)).encode(errors="replace")
+    calls = [piece for piece in pieces if isinstance(piece, ToolCallPiece)]
+    for index in {call.index for call in calls}:
+        yield "".join(call.arguments_fragment for call in calls if call.index == index).encode(errors="replace")
 
 
 def _failure_note(failure: RecordedFailure | None) -> str:

@@ -346,6 +346,16 @@ async def test_of_an_answer_that_quotes_the_key_there_is_no_recording(
             recording_from(recorder)
 
 
+async def test_of_a_tool_call_that_quotes_the_key_there_is_no_recording(autojump_clock: MockClock) -> None:
+    call = (
+        b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"%s"}}]}}]}'
+    )
+    reads = [call % part + b"\n\n" for part in (b"[my/", b"key-77]")]
+    recorder = await recorded_over_http(SHORT_KEY, *reads, STOPPED.replace(b'"stop"', b'"tool_calls"'))
+    with pytest.raises(RecordingError, match="quotes the API key"):
+        recording_from(recorder)
+
+
 async def test_an_error_is_not_riddled_where_the_key_is_empty(autojump_clock: MockClock) -> None:
     failure = recording_from(await recorded_over_http("", QUOTING)).header.failure
     assert failure is not None
