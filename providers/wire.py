@@ -106,6 +106,8 @@ class HttpProvider:
         except ProviderError as error:  # its text is for clients, and some vendors quote the key
             if key := self._endpoint.api_key:
                 error.args = (str(error).replace(key, "[removed]"),)
+            elif error.code == "upstream.auth":
+                error.args = (f"{error}; no key was sent, api_key_env names the variable that holds one",)
             raise
 
     async def aclose(self) -> None:

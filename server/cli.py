@@ -35,6 +35,13 @@ def seconds(value: str | float) -> float:
     raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more")
 
 
+def address(value: str) -> str:
+    """An address to listen on, as click wants the type of an option. An empty one would be every address there is."""
+    if value.strip():
+        return value
+    raise click.BadParameter("name an address; 0.0.0.0 is every one of this machine")
+
+
 def _option(
     name: str, *names: str, prefix: str = "LUMOS_", **settings: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -47,13 +54,15 @@ def _option(
 @click.version_option(package_name="lumos-stream")
 def main() -> None:
     """Lumos streams LLM agents, token by token."""
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without emoji is no reason to break off
 
 
 @main.command()
-@_option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@_option("--host", default="127.0.0.1", show_default=True, type=address, help="Address to listen on.")
 @_option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
 @_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
 @_option(
@@ -172,7 +181,14 @@ def _import(output: Path, force: bool, *, imported: Path, index: int | None, see
     "--serve", "serve_it", is_flag=True, help="Mock the vendors' APIs with it; without NAME, models name recordings."
 )
 @_option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
-@_option("--host", prefix=_REPLAY, default="127.0.0.1", show_default=True, help="Address that the mock listens on.")
+@_option(
+    "--host",
+    prefix=_REPLAY,
+    default="127.0.0.1",
+    show_default=True,
+    type=address,
+    help="Address that the mock listens on.",
+)
 @_option(
     "--port",
     prefix=_REPLAY,

@@ -99,7 +99,9 @@ def configure_logging(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if sys.stderr.isatty():
-        renderers: list[Any] = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        colors = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        plain = structlog.dev.plain_traceback
+        renderers: list[Any] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
     else:
         tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
         renderers = [tracebacks, structlog.processors.JSONRenderer()]
@@ -146,17 +148,23 @@ class RunLogger:
         self._logger.info("run.first_token", run_id=run.id, ttfb_ms=_milliseconds(run.ttfb))
 
     def run_ended(self, run: Run) -> None:
-        """Log how the run ended, after how long, and how many tokens it gave."""
+        """Log how the run ended, after how long, and how many tokens it gave; a failure is a warning that says why."""
         usage = run.usage
-        self._logger.info(
-            "run.ended",
-            run_id=run.id,
-            agent_id=run.spec.agent_id,
-            reason=_reason(run),
-            elapsed_ms=_milliseconds(run.elapsed),
-            tokens=usage.output_tokens if usage else 0,
-            tokens_estimated=bool(usage and usage.estimated),
-        )
+        facts: dict[str, Any] = {
+            "run_id": run.id,
+            "agent_id": run.spec.agent_id,
+            "reason": _reason(run),
+            "elapsed_ms": _milliseconds(run.elapsed),
+            "tokens": usage.output_tokens if usage else 0,
+            "tokens_estimated": bool(usage and usage.estimated),
+        }
+        if usage and usage.provider:  # who of an agent's several providers answered
+            facts |= {"provider": usage.provider, "model": usage.model}
+        match run.log.terminal:
+            case Error(_, content):
+                self._logger.warning("run.ended", **facts, error=content)
+            case _:
+                self._logger.info("run.ended", **facts)
 
     def run_crashed(self, run: Run, bug: BaseException) -> None:
         """Log a bug of ours with its traceback."""

@@ -228,3 +228,9 @@ def test_the_help_loads_nothing_of_the_server() -> None:
 
 def test_the_list_of_recordings_loads_no_http() -> None:
     assert not modules_after("replay", "--list") & {"httpx", "quart", "hypercorn", "structlog"}
+
+
+def test_an_empty_host_is_not_every_address() -> None:
+    ended = lumos("serve", "--host", " ")
+    assert ended.exit_code == 2
+    assert "0.0.0.0 is every one" in ended.output

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from engine import Deadlines, ProviderError, Run, RunSupervisor, UsagePiece
-from engine.pieces import FinishPiece
+from engine.pieces import AnsweredByPiece, FinishPiece
 from server.logs import MAX_WAITING_CHARS, LogOutput, RunLogger
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, spec_for, text
 from tests.harness.pseudo_terminal import in_terminal
@@ -247,3 +247,17 @@ async def test_a_crash_is_a_line_with_the_bug(autojump_clock: MockClock, lines: 
     (crash,) = [line for line in lines if line["event"] == "run.crashed"]
     assert (crash["log_level"], crash["run_id"]) == ("error", run.id)
     assert "a bug" in repr(crash["exc_info"].exceptions)
+
+
+async def test_a_failed_run_is_a_warning_that_says_why(autojump_clock: MockClock, lines: list[Any]) -> None:
+    refused = ProviderError("upstream.auth", "the model's server refused the key")
+    await run_to_its_end((0, refused), resume_grace=FOREVER)
+    ended = lines[-1]
+    assert (ended["event"], ended["log_level"], ended["reason"]) == ("run.ended", "warning", "error:upstream.auth")
+    assert ended["error"] == "the model's server refused the key"
+
+
+async def test_who_of_several_providers_answered_is_said(autojump_clock: MockClock, lines: list[Any]) -> None:
+    end = (FinishPiece("stop"), UsagePiece(7, 2))
+    await run_to_its_end((0, (AnsweredByPiece("second", "m2"),)), (1, text("hello")), (2, end), resume_grace=FOREVER)
+    assert (lines[-1]["provider"], lines[-1]["model"]) == ("second", "m2")

@@ -111,12 +111,20 @@ async def test_a_connection_closed_as_the_request_comes_is_replaced_only_once(au
 
 
 async def test_the_first_token_deadline_counts_over_a_replaced_connection(autojump_clock: MockClock) -> None:
-    async with world_with(HELLO, [6.0, "close"], ["hang"]) as (world, _):
+    async with world_with(HELLO, [0.5, "close"], ["hang"]) as (world, _):
         await world.chat()
         late = await world.chat(deadlines={"first_token": 10})
         assert isinstance(late.events[-1], Error)
         assert late.events[-1].code == "timeout.first_token"
         assert late.arrivals[-1] - late.asked_at == 10
+
+
+async def test_a_connection_that_closes_after_a_silence_is_no_stale_one(autojump_clock: MockClock) -> None:
+    async with world_with(HELLO, [6.0, "close"]) as (world, vendor):
+        await world.chat()
+        failed = (await world.chat()).events[-1]
+        assert isinstance(failed, Error)
+        assert (failed.code, len(vendor.requests)) == ("upstream.connection", 2)
 
 
 async def stop(world: World, answered: Answer, at: float) -> None:
