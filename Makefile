@@ -5,6 +5,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := engine providers server tests benchmarks
+EXTRAS := embeddings mcp otel postgres test check
 
 # uv lives in a venv of its own, for `make lock` alone.
 LOCK_VENV := build/lock
@@ -55,7 +56,7 @@ lock: $(LOCK_VENV)/.done ## renew requirements/*.txt from pyproject.toml (ARGS=-
 	@echo "Resolving"
 	@$(COMPILE) --group lock -o requirements/lock.txt
 	@$(COMPILE) pyproject.toml --group build -o requirements/run.txt
-	@$(COMPILE) pyproject.toml --group build --extra test --extra check -c requirements/run.txt -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --group build $(addprefix --extra ,$(EXTRAS)) -c requirements/run.txt -o requirements/dev.txt
 	@$(LOCK_VENV)/bin/python -c 'import tomllib; \
 		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["legacy-stubs"], sep="\n")' \
 		| $(COMPILE) - -c requirements/run.txt -o requirements/legacy-stubs.txt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,34 +9,10 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from engine import BasicAgent, Deadlines, StreamingConfig
+from engine import BasicAgent
 from providers.registry import ModelConfig, ProviderConfigError, create_provider, default_model
 
-_AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
-
-
-class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ``[[agent]]`` of an agents file.
-
-    Attributes:
-        id: what URLs and the OpenAI-compatible ``model`` field name it by.
-        system: the system prompt.
-        deadlines: seconds; what is left out keeps its default. A request can only shorten them.
-        stream: how the agent's events are cut unless a request says otherwise.
-    """
-
-    id: str
-    llm_config: ModelConfig
-    name: str = ""
-    system: str = "You are a helpful assistant."
-    deadlines: Deadlines = Deadlines()
-    stream: StreamingConfig = StreamingConfig()
-
-    def __post_init__(self) -> None:
-        if not _AGENT_ID.fullmatch(self.id):
-            raise ValueError(
-                f"the id {self.id!r} is not up to 100 letters, digits and . _ : - that begin with a letter or digit"
-            )
+from .records import AgentRecord
 
 
 class AgentsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
