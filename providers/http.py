@@ -6,7 +6,7 @@ touches its client; a successor is a change of this module and the transport.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Protocol
@@ -137,6 +137,40 @@ async def stream_answer(client: httpx.AsyncClient, request: VendorRequest, decod
         raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
     except httpx.TransportError as error:
         raise _meaning_of(error) from error
+
+
+async def fetch_json(client: httpx.AsyncClient, request: VendorRequest, max_bytes: int) -> bytes:
+    """Send the request and return the body of its answer, which says that it is JSON. Sets no deadline.
+
+    Raises:
+        ProviderError: in the closed list of codes; ``upstream.protocol`` also for a body over ``max_bytes``.
+    """
+    try:
+        response = await client.send(_quiet_request(client, request, _ignore), stream=True)
+        async with aclosing(response):
+            return await _read_json(response, max_bytes)
+    except httpx.InvalidURL as error:
+        raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
+    except httpx.TransportError as error:
+        raise _meaning_of(error) from error
+
+
+async def _read_json(response: httpx.Response, max_bytes: int) -> bytes:
+    body: ResponseBody = response.extensions["body"]
+    if response.status_code != httpx.codes.OK or _media_type(response) != "application/json":
+        raise error_from_response(response.status_code, response.headers, await _read_error(body))
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
+    read = bytearray()
+    while chunk := await body.receive():
+        read += chunk
+        if len(read) > max_bytes:
+            raise ProviderError("upstream.protocol", f"the model's server sent an answer of over {max_bytes} bytes")
+    return bytes(read)
+
+
+def _ignore(_pieces: Sequence[Piece]) -> None:
+    """Nobody watches how far a request that is answered whole has come."""
 
 
 def _quiet_request(client: httpx.AsyncClient, request: VendorRequest, emit: Emit) -> httpx.Request:

@@ -97,8 +97,17 @@ def create_single_provider(config: ModelConfig, environment: Mapping[str, str], 
         raise ProviderConfigError(f"unknown provider {config.provider!r}; known are {', '.join(PROVIDER_NAMES)}")
     if not default_model(config):
         raise ProviderConfigError(f"provider {config.provider!r} needs a model")
-    endpoint = Endpoint(_base_url(config, vendor, environment), _api_key(config, vendor, environment))
+    endpoint = find_endpoint(config, vendor, environment)
     return HttpProvider(ALIASES.get(config.provider, config.provider), vendor.wire, endpoint, client)
+
+
+def find_endpoint(config: ModelConfig, vendor: Vendor, environment: Mapping[str, str]) -> Endpoint:
+    """Where the vendor is to be asked, and with which key.
+
+    Raises:
+        ProviderConfigError: no usable URL, or no usable key in the variable that is to hold it.
+    """
+    return Endpoint(_base_url(config, vendor, environment), _api_key(config, vendor, environment))
 
 
 def _replay_provider(config: ModelConfig) -> ReplayProvider:
