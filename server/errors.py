@@ -19,6 +19,22 @@ _CODES = {413: "PAYLOAD_TOO_LARGE"}  # where ours is not Werkzeug's name for the
 _logger = structlog.get_logger("lumos")
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """An error as clients see it.
+
+    Attributes:
+        code: which error, for programs: the status's name, or a run's error code.
+        message: what is wrong, for people.
+        details: more of it, as the field's name; null without.
+        timestamp: UTC, ISO 8601.
+    """
+
+    code: str
+    message: str
+    details: Any
+    timestamp: str
+
+
 class ApiError(Exception):
     """A request that is refused before anything is started; becomes the HTTP answer."""
 
@@ -65,13 +81,8 @@ def install_error_handlers(app: QuartTrio) -> None:
 
 
 async def _answer_api_error(error: ApiError) -> Response:
-    payload = {
-        "code": error.code,
-        "message": error.message,
-        "details": error.details,
-        "timestamp": datetime.now(UTC).isoformat(),
-    }
-    return json_response(payload, error.status, error.headers)
+    refusal = Refusal(error.code, error.message, error.details, datetime.now(UTC).isoformat())
+    return json_response(refusal, error.status, error.headers)
 
 
 async def _answer_http_exception(error: HTTPException) -> Response:

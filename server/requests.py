@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -13,6 +14,7 @@ from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, R
 
 from .errors import ApiError
 
+JSON_MEDIA_TYPE = "application/json"
 MAX_BODY_BYTES = 2**20
 MAX_MESSAGE_CHARS = 200_000
 BODY_SECONDS = 20
@@ -77,14 +79,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ApiError(422, "VALIDATION_ERROR", str(error), details) from error
 
 
-async def read_json(request: Request, kind: type[Body]) -> Body:
-    """The request's body as that type. Quart bounds its size and time (413, 408).
+async def read_json(request: Request, kind: type[Body], media_types: Sequence[str] = (JSON_MEDIA_TYPE,)) -> Body:
+    """The request's body, of one of these content types, as that type. Quart bounds its size and time (413, 408).
 
     Raises:
         ApiError: 415 for another content type, 400 for what is no JSON, 422 for JSON of another shape.
     """
-    if request.mimetype != "application/json":
-        raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", "send the body as Content-Type: application/json")
+    if request.mimetype not in media_types:
+        raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"send the body as Content-Type: {media_types[0]}")
     body = await request.get_data(cache=False)
     try:
         return msgspec.json.decode(body, type=kind)

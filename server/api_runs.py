@@ -1,0 +1,159 @@
+"""Runs: their state, their events again, stop and forget, their trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from quart import Response
+
+from engine import Run, Usage
+from engine.events import TerminalEvent
+
+from .api_chat import run_headers
+from .errors import not_found
+from .routing import API, STREAM, Call, Route
+from .sse import EventStreamBody, requested_cursor, stream_response
+from .store.rows import RunStatus
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's state. Times in milliseconds since its start.
+
+    Attributes:
+        last_seq: the number of its newest event; 0 of a run that memory has dropped and the store still knows.
+        response: the text so far.
+        ttfb_ms: until the first content; null before it.
+        usage: token counts so far.
+        terminal: its last event, once it has ended and while its events are there.
+    """
+
+    run_id: str
+    agent_id: str
+    status: RunStatus
+    last_seq: int
+    response: str
+    elapsed_ms: float | None
+    ttfb_ms: float | None
+    usage: Usage | None
+    terminal: TerminalEvent | None
+
+
+class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From where on the events are read.
+
+    Attributes:
+        after: the number of the last event that the reader has; without it, or ``Last-Event-ID``, all are sent.
+    """
+
+    after: int = 0
+
+
+def find_run(call: Call[Any, Any]) -> Run:
+    """The run in memory that the path names.
+
+    Raises:
+        ApiError: 404, there is none, or none of the caller's.
+    """
+    run_id = call.ids["run_id"]
+    run = call.services.supervisor.find(run_id)
+    if run is None:
+        raise not_found("run", run_id)
+    return run
+
+
+async def get_run(call: Call[None, None]) -> RunView:
+    """The run's state."""
+    return run_view(find_run(call))
+
+
+async def get_run_events(call: Call[None, EventsQuery]) -> Response:
+    """The run's events from a number on, then live."""
+    run = find_run(call)
+    cursor = requested_cursor(call.request, run.log)
+    if run.log.ended and cursor == run.log.last_seq:
+        return Response(b"", status=204, headers={"Cache-Control": "no-store"})
+    body = b"" if call.request.method == "HEAD" else EventStreamBody(run.log, cursor)
+    return stream_response(body, headers=run_headers(run))
+
+
+async def stop_run(call: Call[None, None]) -> RunView:
+    """Stop the run, keeping what it has said."""
+    run = find_run(call)
+    run.stop()
+    return run_view(run)
+
+
+async def forget_run(call: Call[None, None]) -> None:
+    """Stop the run and drop its events."""
+    call.services.supervisor.forget(find_run(call))
+
+
+async def get_run_trace(call: Call[None, None]) -> dict[str, Any]:
+    """The run's spans as a tree."""
+    run_id = call.ids["run_id"]
+    find_run(call)
+    tree = None if call.services.traces is None else call.services.traces.as_tree(run_id)
+    if tree is None:
+        raise not_found("trace of run", run_id)
+    return tree
+
+
+def run_view(run: Run) -> RunView:
+    """The run as it stands now."""
+    terminal = run.log.terminal
+    return RunView(
+        run_id=run.id,
+        agent_id=run.spec.agent_id,
+        status="running" if terminal is None else terminal.__struct_config__.tag,  # type: ignore[arg-type]
+        last_seq=run.log.last_seq,
+        response=run.response,
+        elapsed_ms=round(run.elapsed * 1000, 3),
+        ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
+        usage=run.usage,
+        terminal=terminal,
+    )
+
+
+_PATH = f"{API}/runs/{{run_id}}"
+
+ROUTES = (
+    Route(method="GET", path=_PATH, handler=get_run, summary="A run's state", tag="Runs", answer=RunView),
+    Route(
+        method="DELETE",
+        path=_PATH,
+        handler=forget_run,
+        summary="Stop a run and forget its events",
+        tag="Runs",
+        status=204,
+    ),
+    Route(
+        method="GET",
+        path=f"{_PATH}/events",
+        handler=get_run_events,
+        summary="A run's events after a number, then live",
+        tag="Runs",
+        query=EventsQuery,
+        raw_query=True,
+        answer=STREAM,
+        also={204: "The run is over, and all its events were delivered before."},
+        headers={"Last-Event-ID": "The id of the last event that the reader has; what a browser sends by itself."},
+        refusals=(410,),
+    ),
+    Route(
+        method="POST",
+        path=f"{_PATH}/stop",
+        handler=stop_run,
+        summary="Stop a run, keeping what it has said; after its end it changes nothing",
+        tag="Runs",
+        answer=RunView,
+    ),
+    Route(
+        method="GET",
+        path=f"{_PATH}/trace",
+        handler=get_run_trace,
+        summary="Where a run's time went: its spans as a tree",
+        tag="Runs",
+        answer=dict[str, Any],
+    ),
+)

@@ -1,0 +1,56 @@
+"""The route table: all that this server serves. The API's description is made from it, and so are its tests."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from quart import Response
+
+from . import api_chat, api_health, api_runs
+from .docs_page import HEADERS, render
+from .errors import json_response
+from .openapi import describe
+from .routing import Call, Route, Special
+
+
+@cache
+def description() -> dict[str, Any]:
+    """The OpenAPI document of all routes."""
+    return describe(ROUTES)
+
+
+async def get_openapi(_: Call[None, None]) -> Response:
+    """The API's description."""
+    return json_response(description(), headers={"Cache-Control": "no-cache"})
+
+
+async def get_docs(call: Call[None, None]) -> Response:
+    """The API's description as a page."""
+    page = render(description(), call.request.host_url.rstrip("/"))
+    return Response(page, content_type="text/html; charset=utf-8", headers=HEADERS)
+
+
+ROUTES: tuple[Route, ...] = (
+    *api_chat.ROUTES,
+    *api_runs.ROUTES,
+    *api_health.ROUTES,
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=get_openapi,
+        summary="This description, OpenAPI 3.1",
+        tag="Server",
+        answer=Special.DOCUMENT,
+        open=True,
+    ),
+    Route(
+        method="GET",
+        path="/docs",
+        handler=get_docs,
+        summary="This description, as a page",
+        tag="Server",
+        answer=Special.PAGE,
+        open=True,
+    ),
+)

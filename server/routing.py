@@ -1,0 +1,185 @@
+"""How a route is written down, and the one way that every request takes: caller, ids, query, body, handler, answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
+from quart import Request, Response, request
+from quart_trio import QuartTrio
+
+from .errors import ApiError, json_response, not_found
+from .principal import LOCAL_USER, Principal
+from .requests import JSON_MEDIA_TYPE, read_json
+from .services import Services
+
+API = "/api/v1"
+
+BodyT = TypeVar("BodyT")
+QueryT = TypeVar("QueryT")
+
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+class Special(Enum):
+    """Answers that are no JSON of ours."""
+
+    STREAM = "text/event-stream"
+    PAGE = "text/html"
+    DOCUMENT = "application/json"
+
+
+STREAM = Special.STREAM
+
+
+@dataclass(frozen=True)
+class PathId:
+    """An id in a path: of what kind of thing, and which ids can be there at all. Any other is a thing that is not."""
+
+    what: str
+    pattern: str
+
+
+PATH_IDS: Mapping[str, PathId] = {
+    "agent_id": PathId("agent", r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}"),
+    "run_id": PathId("run", r"[A-Za-z0-9_-]{1,64}"),
+    "session_id": PathId("session", r"[A-Za-z0-9._:-]{1,100}"),
+    "memory_id": PathId("memory", r"[A-Za-z0-9._:-]{1,100}"),
+}
+
+
+@dataclass(frozen=True)
+class Call(Generic[BodyT, QueryT]):
+    """One request on its way to its handler: who asks, and what was asked, read and checked."""
+
+    services: Services
+    caller: Principal
+    ids: Mapping[str, str]
+    body: BodyT
+    query: QueryT
+    request: Request
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer's ``data`` with headers of its own."""
+
+    data: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler: TypeAlias = Callable[[Call[Any, Any]], Awaitable[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """One method of one path: the server serves it and the API's description describes it from this alone.
+
+    Attributes:
+        path: with ids as ``{agent_id}``, each one of ``PATH_IDS``.
+        aliases: older paths that are served too.
+        body: the type of the JSON body; None reads none.
+        body_media_types: under which content types the body may come.
+        query: the type of the query string, in which nothing else may stand; None allows none.
+        raw_query: the handler reads the query itself; ``query`` describes it.
+        answer: the type of ``data``; None for an answer without content.
+        status: of the answer when all went well.
+        also: other good statuses, with what they mean.
+        refusals: statuses that the handler may refuse with, beside those that every such route may.
+        headers: request headers that the handler reads, with what they are for.
+        answer_headers: headers of the good answer, with what they say.
+        example: of the body.
+        open: needs no key.
+        wrapped: whether the answer stands in ``{"success": true, "data": ...}``.
+    """
+
+    method: Method
+    path: str
+    handler: Handler
+    summary: str
+    tag: str
+    aliases: tuple[str, ...] = ()
+    body: Any = None
+    body_media_types: tuple[str, ...] = (JSON_MEDIA_TYPE,)
+    query: type[msgspec.Struct] | None = None
+    raw_query: bool = False
+    answer: Any = None
+    status: int = 200
+    also: Mapping[int, str] = field(default_factory=dict)
+    refusals: tuple[int, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    answer_headers: Mapping[str, str] = field(default_factory=dict)
+    example: Any = None
+    open: bool = False
+    wrapped: bool = True
+
+    @property
+    def name(self) -> str:
+        """The route's name: its handler's."""
+        return self.handler.__name__
+
+    @property
+    def path_ids(self) -> tuple[str, ...]:
+        """The names of the ids in the path, in order."""
+        return tuple(re.findall(r"\{(\w+)\}", self.path))
+
+
+def install_routes(app: QuartTrio, services: Services, routes: Sequence[Route]) -> None:
+    """Serve the routes. ``HEAD`` and ``OPTIONS`` come with them."""
+    for route in routes:
+        view = _view(route, services)
+        for number, path in enumerate((route.path, *route.aliases)):
+            app.add_url_rule(
+                re.sub(r"\{(\w+)\}", r"<\1>", path),
+                endpoint=f"{route.name}.{number}",
+                view_func=view,
+                methods=[route.method],
+            )
+
+
+def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]]:
+    async def view(**ids: str) -> Response:
+        caller = LOCAL_USER
+        for name, text in ids.items():
+            if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
+                raise not_found(PATH_IDS[name].what, text)
+        query = None if route.raw_query else read_query(request, route.query)
+        body = None if route.body is None else await read_json(request, route.body, route.body_media_types)
+        answer = await route.handler(Call(services, caller, ids, body, query, request))
+        return answer if isinstance(answer, Response) else _response(route, answer)
+
+    return view
+
+
+def _response(route: Route, answer: Any) -> Response:
+    reply = answer if isinstance(answer, Reply) else Reply(answer)
+    if route.answer is None:
+        return Response(b"", status=route.status, headers={"Cache-Control": "no-store", **reply.headers})
+    data = {"success": True, "data": reply.data} if route.wrapped else reply.data
+    return json_response(data, route.status, reply.headers)
+
+
+def read_query(request: Request, kind: type[msgspec.Struct] | None) -> Any:
+    """The query string as that type; None is one without parameters.
+
+    Raises:
+        ApiError: 422 for a parameter that is unknown, there twice, or has no such value.
+    """
+    parameters = request.args.to_dict(flat=False)
+    known = () if kind is None else kind.__struct_encode_fields__
+    for name, values in parameters.items():
+        shown = name[:100]
+        if name not in known:
+            raise ApiError(422, "VALIDATION_ERROR", f"there is no parameter {shown!r}", {"field": shown})
+        if len(values) > 1:
+            raise ApiError(422, "VALIDATION_ERROR", f"the parameter {shown!r} is there twice", {"field": shown})
+    if kind is None:
+        return None
+    try:
+        return msgspec.convert({name: values[0] for name, values in parameters.items()}, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ApiError(422, "VALIDATION_ERROR", f"in the query: {error}") from error
