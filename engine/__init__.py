@@ -1,6 +1,6 @@
 """Lumos's engine: agents, runs, their events and logs. Knows no HTTP, no vendor and no SQL."""
 
-from .agent import BasicAgent, Messages, RunOptions, RunStream, StreamingAgent
+from .agent import BasicAgent, Messages, RunOptions, RunStream, StreamingAgent, begin_turn
 from .deadlines import Deadlines, DeadlineTooLongError, DeadlineWish
 from .emitter import StreamingConfig
 from .errors import ErrorCode, ProviderError, RunFailedError, RunStoppedError
@@ -22,6 +22,8 @@ from .events import (
     UsageUpdate,
 )
 from .log import LogEntry, RunLog
+from .memory import Memory, MemoryEntry, MemoryRefusedError, MemoryUse, Owner, TurnRecord, WorkingMemoryChange
+from .observer import RunObserver
 from .pieces import (
     AnsweredByPiece,
     AttemptsPiece,
@@ -36,8 +38,11 @@ from .pieces import (
     UsagePiece,
 )
 from .provider import Message, ModelRequest, NamedTool, Provider, ToolCall, ToolChoice, ToolSpec
-from .run import Run, RunObserver, RunSpec
+from .run import Run
+from .spec import RunSpec
 from .supervisor import DrainingError, RetentionLimits, RunSupervisor
+from .tools import Tool, ToolContext, ToolError, ToolResult, ToolUse
+from .trace import Span, TraceCollector
 
 __all__ = [
     "AgentStarted",
@@ -57,12 +62,17 @@ __all__ = [
     "FinishPiece",
     "GenerationComplete",
     "LogEntry",
+    "Memory",
+    "MemoryEntry",
+    "MemoryRefusedError",
     "MemoryUpdate",
+    "MemoryUse",
     "Message",
     "Messages",
     "Metadata",
     "ModelRequest",
     "NamedTool",
+    "Owner",
     "Piece",
     "Provider",
     "ProviderError",
@@ -79,19 +89,29 @@ __all__ = [
     "RunStoppedError",
     "RunStream",
     "RunSupervisor",
+    "Span",
     "StepComplete",
     "StreamingAgent",
     "StreamingConfig",
     "TextDelta",
     "TextPiece",
+    "Tool",
     "ToolCall",
     "ToolCallComplete",
     "ToolCallDelta",
     "ToolCallPiece",
     "ToolCallStart",
     "ToolChoice",
+    "ToolContext",
+    "ToolError",
+    "ToolResult",
     "ToolSpec",
+    "ToolUse",
+    "TraceCollector",
+    "TurnRecord",
     "Usage",
     "UsagePiece",
     "UsageUpdate",
+    "WorkingMemoryChange",
+    "begin_turn",
 ]

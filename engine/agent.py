@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -14,12 +14,21 @@ from .deadlines import Deadlines, DeadlineWish
 from .emitter import StreamingConfig
 from .errors import RunFailedError, RunStoppedError
 from .events import AgentStopped, Error, Event, GenerationComplete
+from .memory import MemoryUse, Owner
 from .provider import Message, ModelRequest, Provider
-from .run import MAX_RUN_BYTES, Run, RunSpec
+from .run import Run
+from .spec import MAX_RUN_BYTES, RunSpec
 from .supervisor import random_run_id
+from .tools import ToolUse
+from .trace import TraceCollector
 
 Messages: TypeAlias = str | Message | Iterable[Message]
 """What a caller may hand over: one user message as text, one message, or the conversation in order."""
+
+MemoryFactory: TypeAlias = Callable[[Owner], MemoryUse]
+"""Makes what a run remembers of its owner; called for every run."""
+
+DEFAULT_SESSION = "default"
 
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 
@@ -27,7 +36,8 @@ DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What one call may set for its run; None leaves the agent's.
 
-    ``deadlines`` can only shorten the agent's. ``extra`` goes to the vendor as it is.
+    ``deadlines`` can only shorten the agent's. ``extra`` goes to the vendor as it is. Runs of the same ``session_id``
+    are one conversation, for an agent that has a memory.
     """
 
     deadlines: DeadlineWish | None = None
@@ -36,6 +46,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     extra: dict[str, Any] = {}
     resume_grace: float = 5.0
+    session_id: str = DEFAULT_SESSION
+    on_ended: Callable[[Run], None] | None = None
 
 
 class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +58,10 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
         provider: the model's wire, shared by all runs.
         model: the model's name at that provider.
         instructions: the system prompt; empty sends none.
+        tool_use: the tools that it may call, and how often.
+        owner: whose agent it is; a run adds its session.
+        memories: what it remembers of an owner; None is an agent without memory.
+        trace: hears of the spans of its runs.
     """
 
     agent_id: str
@@ -58,6 +74,10 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: Deadlines = Deadlines()
     streaming: StreamingConfig = StreamingConfig()
     max_run_bytes: int = MAX_RUN_BYTES
+    tool_use: ToolUse = ToolUse()
+    owner: Owner = Owner()
+    memories: MemoryFactory | None = None
+    trace: TraceCollector | None = None
 
     def run_spec(self, messages: Messages, options: RunOptions | None = None) -> RunSpec:
         """The run that answers these messages.
@@ -67,6 +87,7 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
         """
         options = options or RunOptions()
         deadlines = self.deadlines if options.deadlines is None else self.deadlines.shortened(options.deadlines)
+        owner = msgspec.structs.replace(self.owner, session_id=options.session_id)
         return RunSpec(
             agent_id=self.agent_id,
             provider=self.provider,
@@ -75,6 +96,11 @@ class BasicAgent(msgspec.Struct, frozen=True, kw_only=True):
             streaming=options.streaming or self.streaming,
             resume_grace=options.resume_grace,
             max_run_bytes=self.max_run_bytes,
+            tool_use=self.tool_use,
+            memory_use=None if self.memories is None else self.memories(owner),
+            owner=owner,
+            trace=self.trace,
+            on_ended=options.on_ended,
         )
 
     async def generate(self, messages: Messages, options: RunOptions | None = None) -> GenerationComplete:
@@ -114,6 +140,14 @@ def conversation(messages: Messages) -> tuple[Message, ...]:
     return (messages,) if isinstance(messages, Message) else tuple(messages)
 
 
+async def begin_turn(spec: RunSpec, run_id: str) -> None:
+    """Let the run's memory keep the user's message, before the run starts. Raises what the memory raises."""
+    if spec.memory_use is not None:
+        message = next((message for message in reversed(spec.request.messages) if message.role == "user"), None)
+        if message is not None:
+            await spec.memory_use.memory.begin_turn(run_id, message)
+
+
 class StreamingAgent:
     """An agent whose runs are watched event by event."""
 
@@ -139,7 +173,7 @@ class StreamingAgent:
 
 
 class RunStream:
-    """One run with one reader, in the caller's own task tree.
+    """One run with one reader, in the caller's own task tree. Entering it raises what the agent's memory raises.
 
     ``async with`` starts the run and gives the iterator of its events, which ends after the terminal event; leaving
     the block stops the run, if it still goes on, and returns once everything it started is gone.
@@ -151,7 +185,9 @@ class RunStream:
         self.run: Run | None = None
 
     async def __aenter__(self) -> AsyncIterator[Event]:
-        self.run = Run(random_run_id(), self._spec)
+        run_id = random_run_id()
+        await begin_turn(self._spec, run_id)
+        self.run = Run(run_id, self._spec)
         nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(self.run.stop, "left")
         self._stack.enter_context(self.run.log.attached())

@@ -24,8 +24,9 @@ UNREAD_SEAL_BYTES = 4096
 BUSY_SEAL_BYTES = 65_536
 """While all readers are busy, text is sealed in deltas of about this size."""
 
-CLOSING_EVENT_TYPES: tuple[type[Event], ...] = (StepComplete, *TERMINAL_EVENT_TYPES)
-"""What closes a run always fits into its log, over the limit too."""
+MAX_SHORT_CHARS = 1000
+
+STEP_GAP = "\n\n"
 
 CLOSING_BYTES = 32_768
 """What may come on top of a run's limit: the last delta's envelope, and all of the closing but the answer."""
@@ -93,6 +94,17 @@ class Emitter:
         """The reasoning so far, gathered text included."""
         return "".join(self._reasoned)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the log has its terminal event: what still comes is dropped."""
+        return self._log.ended
+
+    def gap_before(self, content: str) -> str:
+        """What keeps a new step's text apart from the answer so far; empty where space is there already."""
+        if not self._said or self._said[-1][-1:].isspace() or content[:1].isspace():
+            return ""
+        return STEP_GAP
+
     def text(self, content: str, step_id: str) -> None:
         """Gather answer text.
 
@@ -119,7 +131,7 @@ class Emitter:
         """
         if not self._log.ended:
             self._seal()
-            if not isinstance(event, CLOSING_EVENT_TYPES):
+            if not closes(event):
                 self._check_room(0)
             self._log.append(event)
 
@@ -172,6 +184,16 @@ class Emitter:
         if self._config.text_delta_delay_ms is not None:
             self._not_before = trio.current_time() + self._config.text_delta_delay_ms / 1000
         self._log.append(self._kind(content, self._step_id))
+
+
+def short(text: str) -> str:
+    """What others put into a terminal event (a vendor's words, names), so that it can be encoded and stays small."""
+    return encodable(text[:MAX_SHORT_CHARS])
+
+
+def closes(event: Event) -> bool:
+    """Whether the event closes a run: that always fits into its log, over the limit too. All of these are short."""
+    return isinstance(event, TERMINAL_EVENT_TYPES) or (isinstance(event, StepComplete) and not event.tool_calls)
 
 
 def json_bytes(text: str) -> int:

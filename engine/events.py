@@ -86,11 +86,34 @@ class ToolCallComplete(_Event, frozen=True, tag="tool_call_complete"):
     step_id: str
 
 
+class CalledTool(msgspec.Struct, frozen=True):
+    """A call of a step; ``arguments`` is the object that the model wrote, or its text if that is no JSON object."""
+
+    call_id: str
+    tool_name: str
+    arguments: Any
+
+
+class CallOutcome(msgspec.Struct, frozen=True):
+    """What a call of a step gave, as in its ``ToolCallComplete``."""
+
+    call_id: str
+    status: CallStatus
+    result: Any
+
+
 class StepComplete(_Event, frozen=True, tag="step_complete"):
-    """One model call with the tool calls that it led to is over."""
+    """One model call with the tool calls that it led to is over.
+
+    Attributes:
+        step_type: ``Final`` answered; ``Initial`` and, after the first step, ``Tool`` called tools.
+        tool_calls, tool_results: in the order of the calls.
+    """
 
     step_type: StepType
     step_id: str
+    tool_calls: tuple[CalledTool, ...] = ()
+    tool_results: tuple[CallOutcome, ...] = ()
 
 
 class MemoryUpdate(_Event, frozen=True, tag="memory_update"):

@@ -14,7 +14,9 @@ from datetime import datetime
 import msgspec
 import trio
 
-from .run import Run, RunObserver, RunSpec, SilentObserver, utc_now
+from .observer import RunObserver, SilentObserver
+from .run import Run, utc_now
+from .spec import RunSpec
 
 RUN_ID_BYTES = 16
 
@@ -60,7 +62,7 @@ class RunSupervisor:
         self._nursery = nursery
         self._observer = observer or SilentObserver()
         self._retention = retention or RetentionLimits()
-        self._new_run_id = new_run_id or random_run_id
+        self.new_run_id = new_run_id or random_run_id
         self._wall_clock = wall_clock
         self._active: dict[str, Run] = {}
         self._ended: dict[str, Run] = {}
@@ -73,8 +75,8 @@ class RunSupervisor:
         """How many runs are under way."""
         return len(self._active)
 
-    def start(self, spec: RunSpec) -> Run:
-        """Start a run. It waits a few seconds for its first reader, then its grace rules.
+    def start(self, spec: RunSpec, run_id: str | None = None) -> Run:
+        """Start a run, of that id if one is given. It waits a few seconds for its first reader, then its grace rules.
 
         Raises:
             DrainingError: the server is shutting down.
@@ -82,7 +84,8 @@ class RunSupervisor:
         if self.draining:
             raise DrainingError
         self._forget_expired()
-        run = Run(self._new_run_id(), spec, self._observer, self._wall_clock)
+        run = Run(run_id or self.new_run_id(), spec, self._observer, self._wall_clock)
+        run.on_settled = self._retire
         self._nursery.start_soon(self._own, run, name=f"run {run.id}")
         self._active[run.id] = run
         return run
@@ -122,12 +125,16 @@ class RunSupervisor:
         except* Exception as bugs:  # a bug ends its own run; a bug in that must still end no other
             _logger.error("run %s could not end itself", run.id, exc_info=bugs)
         finally:
-            if self._active.pop(run.id, None) is not None:
-                self._ended[run.id] = run
-                self._ended_bytes += kept_bytes(run)
-                self._forget_expired()
-            if self.draining and not self._active:
-                self._drained.set()
+            self._retire(run)
+
+    def _retire(self, run: Run) -> None:
+        """The run is over, but perhaps for tools that do not let themselves be cancelled: nobody waits for those."""
+        if self._active.pop(run.id, None) is not None:
+            self._ended[run.id] = run
+            self._ended_bytes += kept_bytes(run)
+            self._forget_expired()
+        if self.draining and not self._active:
+            self._drained.set()
 
     def _forget_expired(self) -> None:
         """Drop ended runs, oldest first, that are past a limit. No timer: every start, end and look-up calls this."""

@@ -25,6 +25,10 @@ class ToolResult(msgspec.Struct, frozen=True):
     failed: bool = False
 
 
+class ToolError(Exception):
+    """A tool failed in a way that the model should know of: its text, and nothing else, becomes the call's result."""
+
+
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a tool may know of the run that calls it.
 

@@ -37,6 +37,23 @@ def reported_usage(piece: UsagePiece) -> Usage:
     )
 
 
+def add_usage(before: Usage | None, more: Usage | None) -> Usage | None:
+    """What the steps before have used, and this one: a run's tokens are those of all its model calls."""
+    if before is None or more is None:
+        return before or more
+    return Usage(
+        before.input_tokens + more.input_tokens,
+        before.output_tokens + more.output_tokens,
+        _add(before.reasoning_tokens, more.reasoning_tokens),
+        _add(before.cached_tokens, more.cached_tokens),
+        estimated=before.estimated or more.estimated,
+    )
+
+
+def _add(before: int | None, more: int | None) -> int | None:
+    return more if before is None else before + (more or 0)
+
+
 def estimated_usage(request: ModelRequest, response: str, reasoning: str = "", reported: Usage | None = None) -> Usage:
     """What an answer that is not complete cost (a stopped stream gets no figures: openai-openapi#539).
 

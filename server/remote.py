@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from engine.events import TERMINAL_EVENT_TYPES, Event
-from engine.run import MAX_RUN_BYTES
+from engine.spec import MAX_RUN_BYTES
 from providers.sse import EventTooLargeError, SSEParser
 
 MAX_EVENT_BYTES = 2 * MAX_RUN_BYTES

@@ -7,7 +7,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from engine import AgentStarted, AgentStopped, Event, ReasoningDelta, RunLog, StreamingConfig, TextDelta
 from engine.emitter import Emitter
-from engine.run import MAX_RUN_BYTES
+from engine.spec import MAX_RUN_BYTES
 
 from .scripted import events_of
 

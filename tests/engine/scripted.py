@@ -27,7 +27,7 @@ from engine import (
     TextPiece,
 )
 from engine.events import TERMINAL_EVENT_TYPES
-from engine.run import MAX_RUN_BYTES
+from engine.spec import MAX_RUN_BYTES
 
 Line: TypeAlias = tuple[float, Sequence[Piece] | BaseException]
 """Seconds after the request, and what comes then: the pieces of one read, or an exception."""

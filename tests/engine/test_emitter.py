@@ -25,7 +25,7 @@ from engine import (
     UsageUpdate,
 )
 from engine.emitter import Emitter
-from engine.run import MAX_RUN_BYTES
+from engine.spec import MAX_RUN_BYTES
 
 from .emitter_scene import END, ROOM, STEP, Scene, label
 from .scripted import events_of

@@ -25,7 +25,7 @@ from engine import (
     TextDelta,
 )
 from engine.emitter import Emitter
-from engine.run import MAX_RUN_BYTES
+from engine.spec import MAX_RUN_BYTES
 
 from .scripted import events_of, in_virtual_time
 

@@ -27,7 +27,7 @@ from engine import (
     Usage,
     UsageUpdate,
 )
-from engine.events import EVENT_TYPES, TERMINAL_EVENT_TYPES, encode_frame
+from engine.events import EVENT_TYPES, TERMINAL_EVENT_TYPES, CalledTool, CallOutcome, encode_frame
 
 USAGE = Usage(12, 34, reasoning_tokens=5, cached_tokens=6, estimated=True, provider="vendor", model="large")
 
@@ -54,7 +54,7 @@ FULL: list[Event] = [
     ToolCallStart("call", "weather", "step-1", {"city": "Bern", "days": [1, 2]}),
     ToolCallDelta("call", '{"city": "Be', "step-1"),
     ToolCallComplete("call", "Success", {"degrees": 21.5, "sky": None}, "step-1"),
-    StepComplete("Tool", "step-1"),
+    StepComplete("Tool", "step-1", (CalledTool("c", "t", {}),), (CallOutcome("c", "Success", 1),)),
     MemoryUpdate("name", "Set"),
     UsageUpdate(USAGE),
     Metadata("streaming_mode", "direct"),

@@ -1,0 +1,273 @@
+"""One model call of a run: asks the provider under the progress deadlines and turns its pieces into events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from .deadlines import Progress
+from .emitter import MAX_SHORT_CHARS, Emitter, encodable, short
+from .errors import ErrorCode, OutputLimitError, ProviderError
+from .events import CalledTool, ToolCallDelta, ToolCallStart, Usage, UsageUpdate
+from .pieces import (
+    AnsweredByPiece,
+    AttemptsPiece,
+    ContinuationPiece,
+    FinishPiece,
+    FinishReason,
+    Piece,
+    ReasoningPiece,
+    RequestSentPiece,
+    TextPiece,
+    ToolCallPiece,
+    UsagePiece,
+)
+from .provider import Message, ModelRequest, Provider, ToolCall
+from .usage import add_usage, estimated_usage, reported_usage
+
+_TIMEOUT_TEXTS = {
+    "connect": "no connection to the model within {:g} s",
+    "first_token": "no first token from the model within {:g} s",
+    "idle": "no token from the model for {:g} s",
+}
+
+
+class CallInProgress(msgspec.Struct):
+    """A tool call while the model writes it.
+
+    Attributes:
+        call_id: unique in the run, in events.
+        model_id: what the model's side knows the call by; unique in its step.
+    """
+
+    call_id: str = ""
+    model_id: str = ""
+    name: str = ""
+    written: list[str] = []
+
+    @property
+    def arguments(self) -> str:
+        """The arguments as the model wrote them, JSON text."""
+        return "".join(self.written)
+
+    def as_called(self) -> CalledTool:
+        """The call as a step tells of it."""
+        arguments = json_object(self.arguments)
+        return CalledTool(self.call_id, self.name, self.arguments if arguments is None else arguments)
+
+
+class ModelCall:
+    """One step's model call, while it goes on and after it.
+
+    Args:
+        emitter: where events go.
+        on_content: called at each read that brought content.
+        fail: ends the run, and with it this call: for what the model may not do, which is no failure of the provider's.
+        used_ids: ids of the run's tool calls so far; this call adds its own.
+        spent: what the steps before have used.
+    """
+
+    def __init__(
+        self,
+        step_id: str,
+        request: ModelRequest,
+        emitter: Emitter,
+        *,
+        on_content: Callable[[], None],
+        fail: Callable[[ErrorCode, str], object],
+        used_ids: set[str],
+        spent: Usage | None = None,
+    ) -> None:
+        self.step_id = step_id
+        self.request = request
+        self.finish_reason: FinishReason | None = None
+        self.answered_by: AnsweredByPiece | None = None
+        self._emitter = emitter
+        self._on_content = on_content
+        self._fail = fail
+        self._used_ids = used_ids
+        self._spent = spent
+        self._progress = Progress(request.deadlines)
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, CallInProgress] = {}
+        self._reported: Usage | None = None
+        self._continuation: Any = None
+        self._any_content = False
+
+    @property
+    def text(self) -> str:
+        """What this step said so far."""
+        return "".join(self._text)
+
+    @property
+    def calls(self) -> list[CallInProgress]:
+        """The tool calls so far, in the model's order."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens of this call: the vendor's count, else an estimate; None before anything was said."""
+        if self.finish_reason is not None and self._reported is not None:
+            return self._reported
+        if not self._any_content:
+            return self._reported
+        written = "".join([*self._text, *(call.name + call.arguments for call in self._calls.values())])
+        return estimated_usage(self.request, written, "".join(self._reasoning), reported=self._reported)
+
+    def facts(self) -> dict[str, Any]:
+        """What a trace tells of the call."""
+        usage = self.usage
+        facts = {
+            "finish_reason": self.finish_reason,
+            "input_tokens": usage.input_tokens if usage else None,
+            "output_tokens": usage.output_tokens if usage else None,
+            "answered_by": self.answered_by.provider if self.answered_by else None,
+            "tool_calls": len(self._calls) or None,
+        }
+        return {name: fact for name, fact in facts.items() if fact is not None}
+
+    async def ask(self, provider: Provider) -> None:
+        """Ask, and take the whole answer.
+
+        Raises:
+            ProviderError: the model's side failed, or one of the progress deadlines passed (``timeout.…``).
+        """
+        scope = self._progress.scope
+        try:
+            with scope:
+                await provider.stream(self.request, self._take)
+                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
+        except ProviderError:
+            # Raised in cleanup, it is not what ended the call: what cancelled the run is the reason.
+            await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - so it is to be lost
+            if not scope.cancel_called:
+                raise
+        if scope.cancel_called:
+            text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
+            raise ProviderError(self._progress.error_code, text)
+        if self.finish_reason == "error":
+            raise ProviderError("upstream.server", "the model broke off with an error")
+        if not all(call.name for call in self._calls.values()):
+            raise ProviderError("upstream.protocol", "the model called a tool without naming it")
+
+    def as_message(self, provider: str) -> Message:
+        """The assistant's turn, for the next request and for the history."""
+        continued_by = self.answered_by.provider if self.answered_by else provider
+        return Message(
+            "assistant",
+            self.text,
+            tool_calls=tuple(ToolCall(call.model_id, call.name, call.arguments) for call in self.calls),
+            continuation=self._continuation,
+            continued_by=continued_by if self._continuation is not None else None,
+        )
+
+    def _take(self, pieces: Sequence[Piece]) -> None:
+        """What the provider pushes into: everything that one upstream read brought."""
+        try:
+            self._take_pieces(pieces)
+        except OutputLimitError as error:
+            self._fail("output_limit", str(error))
+
+    def _take_pieces(self, pieces: Sequence[Piece]) -> None:
+        progressed = False
+        for piece in pieces:
+            if self._emitter.ended:  # the provider has not met its cancellation yet
+                return
+            if not progressed and self._is_content(piece):
+                progressed = self._any_content = True
+                self._progress.enter("idle")
+                self._on_content()
+            match piece:
+                case TextPiece(text):
+                    self._take_text(text)
+                case ReasoningPiece(text):
+                    self._emitter.reasoning(text, self.step_id)
+                    self._reasoning.append(text)
+                case ToolCallPiece():
+                    self._take_call(piece)
+                case UsagePiece():
+                    self._take_usage(reported_usage(piece))
+                case FinishPiece(reason):
+                    self.finish_reason = reason
+                case RequestSentPiece():
+                    self._progress.enter("first_token")
+                case AttemptsPiece():
+                    self._progress.enter("attempts")
+                case AnsweredByPiece(provider, model):
+                    self.answered_by = AnsweredByPiece(short(provider), short(model))
+                case ContinuationPiece(state):
+                    self._continuation = state
+
+    def _is_content(self, piece: Piece) -> bool:
+        match piece:
+            case TextPiece(text) | ReasoningPiece(text):
+                return bool(text)
+            case ToolCallPiece(_, call_id, name, fragment):
+                return bool(self.request.tools and (call_id or name or fragment))
+        return False
+
+    def _take_text(self, text: str) -> None:
+        text = encodable(text)
+        gap = "" if self._text or not text else self._emitter.gap_before(text)
+        self._emitter.text(gap + text, self.step_id)
+        self._text.append(text)
+
+    def _take_usage(self, usage: Usage) -> None:
+        if usage != self._reported:  # some vendors report with every chunk
+            self._emitter.emit(UsageUpdate(add_usage(self._spent, usage) or usage))
+            self._reported = usage
+
+    def _take_call(self, piece: ToolCallPiece) -> None:
+        if not self.request.tools:
+            self._fail("upstream.protocol", "the model called a tool, but it was offered none")
+            return
+        call = self._calls.setdefault(piece.index, CallInProgress(written=[]))
+        call.model_id = call.model_id or encodable(piece.call_id or "")
+        fragment = encodable(piece.arguments_fragment)
+        if call.name:
+            self._write(call, fragment)
+        elif piece.name:
+            call.name = encodable(piece.name)
+            self._start(call, piece.index, fragment)
+        elif fragment:
+            call.written.append(fragment)
+
+    def _start(self, call: CallInProgress, index: int, fragment: str) -> None:
+        """Tell of the call, with its arguments if they are there whole (some vendors send calls in one piece)."""
+        others = {other.model_id for other in self._calls.values() if other is not call}
+        call.model_id = _unused(call.model_id or f"{self.step_id}-call-{index}", others)
+        call.call_id = _unused(call.model_id, self._used_ids)
+        self._used_ids.add(call.call_id)
+        written = call.arguments + fragment
+        whole = json_object(written) if written else None
+        self._emitter.emit(ToolCallStart(call.call_id, call.name, self.step_id, whole))
+        call.written = [written] if whole is not None else []
+        if whole is None:
+            self._write(call, written)
+
+    def _write(self, call: CallInProgress, fragment: str) -> None:
+        if fragment:
+            self._emitter.emit(ToolCallDelta(call.call_id, fragment, self.step_id))
+            call.written.append(fragment)
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that the text is; None if it is none."""
+    try:
+        value: dict[str, Any] = msgspec.json.decode(text or "{}", type=dict[str, Any])
+        msgspec.json.encode(value)  # a lone surrogate is read, and would not go into a frame
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return value
+
+
+def _unused(wanted: str, used: set[str]) -> str:
+    """The id itself, or with a number after it where it is taken: vendors repeat themselves."""
+    wanted = wanted[:MAX_SHORT_CHARS]
+    if wanted not in used:
+        return wanted
+    return next(name for number in range(2, len(used) + 3) if (name := f"{wanted}-{number}") not in used)
