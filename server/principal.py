@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 
 import msgspec
@@ -9,9 +10,19 @@ import msgspec
 LOCAL = "local"
 """Tenant and user of a server without keys."""
 
+NAME = r"[A-Za-z0-9@._:+-]{1,200}"
+"""What tenants and users can be called: ids and mail addresses, nothing that a path, a log or a terminal would read."""
 
-class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one API key may use; ``inf`` is without limit."""
+_NAME = re.compile(NAME)
+
+
+def is_name(text: str) -> bool:
+    """Whether a tenant or a user can be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one API key may use; ``inf`` is without limit, and left out of JSON, which has no such number."""
 
     requests_per_minute: float = inf
     concurrent_runs: float = inf
@@ -24,6 +35,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         admin: may act for every user of the tenant and change the tenant's agents.
         key_id: of the API key that said so; None for the local user, who needs none.
+        limits: of that key.
         operator: the local user: decides freely where secrets go.
     """
 
