@@ -1,0 +1,141 @@
+"""The database: an engine, and the worker threads that its queries run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeVar, TypeVarTuple
+
+import trio
+from sqlalchemy import URL, Connection, Engine, exc, text
+
+from .connecting import (
+    POSTGRESQL_WRITERS,
+    READERS,
+    SQLITE_WRITERS,
+    connect_postgresql,
+    connect_sqlite,
+    for_writing,
+    is_in_memory,
+    parse_url,
+    shown,
+    without_secrets,
+)
+from .errors import AlreadyThereError, DatabaseError, StoreUnavailableError, is_operational, reason_of
+from .migrations import is_current, migrate
+
+__all__ = ["AlreadyThereError", "Database", "DatabaseError", "StoreUnavailableError"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+BUSY_SECONDS = 5.0
+
+
+class Database:
+    """Runs the store's functions, each in a transaction of its own, in worker threads of its own limiters.
+
+    A query that the database fails for its own reasons (locked, gone, too slow) raises ``StoreUnavailableError``; what
+    else a function raises passes, and its transaction is rolled back. Whoever opens a ``Database`` closes it.
+
+    Attributes:
+        dialect: which of the two databases it is.
+        name: its URL for people and logs, without password.
+    """
+
+    dialect: Literal["sqlite", "postgresql"]
+    name: str
+
+    def __init__(self, url: URL, engine: Engine, *, inline: bool) -> None:
+        self.dialect = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
+        self.name = shown(url)
+        self._url = url
+        self._engine = engine
+        self._writing_engine = for_writing(engine)
+        self._inline = inline
+        self._closed = False
+        self._writers = trio.CapacityLimiter(SQLITE_WRITERS if self.dialect == "sqlite" else POSTGRESQL_WRITERS)
+        # One connection cannot serve two threads at once.
+        self._readers = self._writers if is_in_memory(url) else trio.CapacityLimiter(READERS)
+
+    @classmethod
+    def open(cls, url: str, *, inline: bool = False, busy_timeout: float = BUSY_SECONDS) -> Database:
+        """Connect, make or migrate the tables. Blocks: for the start of a program, not for a running one.
+
+        Args:
+            url: ``sqlite:///file``, ``sqlite://`` (in memory) or ``postgresql://…``.
+            inline: run the queries in the calling task: for tests on a virtual clock.
+            busy_timeout: seconds that a query waits for a lock (SQLite) or may take at all (PostgreSQL).
+
+        Raises:
+            DatabaseError: it cannot be opened or migrated; the text tells why.
+        """
+        parsed = parse_url(url)
+        connect = connect_sqlite if parsed.drivername.startswith("sqlite") else connect_postgresql
+        engine = connect(parsed, busy_timeout)
+        try:
+            _bring_up_to_date(engine)
+        except (exc.SQLAlchemyError, DatabaseError) as error:
+            engine.dispose()
+            reason = without_secrets(parsed, reason_of(error))
+            # `from None`: the error's own text may hold what the URL holds.
+            raise DatabaseError(f"the database {shown(parsed)} cannot be used: {reason}") from None
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(parsed, engine, inline=inline)
+
+    async def read(self, query: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """What the query gives. When cancelled, returns at once; its thread ends the query and frees the connection.
+
+        Raises:
+            StoreUnavailableError: the database failed.
+        """
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return self._run(self._engine, query, *args)
+        return await trio.to_thread.run_sync(
+            self._run, self._engine, query, *args, abandon_on_cancel=True, limiter=self._readers
+        )
+
+    async def write(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """Make the change and commit it. Cancelled before it has begun, does nothing; after that, runs to its end.
+
+        Raises:
+            StoreUnavailableError: the database failed; nothing of the change was kept, unless the connection was lost
+                while it was being committed.
+        """
+        if self._inline:
+            await trio.lowlevel.checkpoint()
+            return self._run(self._writing_engine, change, *args)
+        return await trio.to_thread.run_sync(self._run, self._writing_engine, change, *args, limiter=self._writers)
+
+    def close(self) -> None:
+        """Close the connections; those of queries under way close when these end. May be called twice."""
+        self._closed = True
+        self._engine.dispose()
+
+    def _run(self, engine: Engine, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        try:
+            with engine.connect() as c:
+                try:
+                    with c.begin():
+                        return function(c, *args)
+                finally:
+                    if self._closed:
+                        c.detach()  # its pool is gone: let it close
+        except exc.SQLAlchemyError as error:
+            if is_operational(error):
+                reason = without_secrets(self._url, reason_of(error))
+                raise StoreUnavailableError(f"{self.name}: {reason}") from error
+            raise
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    with engine.connect() as c, c.begin():
+        if c.dialect.name == "postgresql":
+            encoding = c.execute(text("SHOW server_encoding")).scalar_one()
+            if encoding != "UTF8":
+                raise DatabaseError(f"its encoding is {encoding}: create it with ENCODING 'UTF8'")
+        current = is_current(c)
+    if not current:
+        migrate(for_writing(engine))

@@ -1,0 +1,163 @@
+"""What was said in a session: as the model is shown it, whole turns, and as people are shown it, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, select
+
+from engine.provider import Message, ToolCall
+
+from .rows import Scope, StoredMessage, StoredSession
+from .schema import memories, messages, owned, page_size, runs, sessions
+
+SPOKEN_ROLES = ("user", "assistant")
+
+
+def history(
+    c: Connection, scope: Scope, session_id: str, messages_wanted: int, without_run: str | None
+) -> list[Message]:
+    """The last messages of the session's ended turns, at most so many, whole turns, oldest first.
+
+    A turn that does not fit whole is reduced to the user's message and the assistant's texts if that fits, and is the
+    last to be taken. So reduced is any turn with a tool call that has no result: no model takes such a one.
+    """
+    if messages_wanted < 1:
+        return []
+    of_user = (owned(messages, scope), messages.c.session_id == session_id, messages.c.role == "user")
+    newest = (
+        select(messages.c.run_id, messages.c.number.label("began"))
+        .join(runs, runs.c.run_id == messages.c.run_id)
+        .where(*of_user, runs.c.status != "running")
+        .order_by(messages.c.number.desc())
+        .limit(page_size(messages_wanted))
+    )
+    if without_run is not None:
+        newest = newest.where(messages.c.run_id != without_run)
+    turns = newest.subquery()
+    query = select(messages).join(turns, turns.c.run_id == messages.c.run_id)
+    rows = c.execute(query.order_by(turns.c.began.desc(), messages.c.number)).mappings()
+    return _fitting(([_message(row) for row in turn] for _, turn in groupby(rows, _run_of)), messages_wanted)
+
+
+def list_messages(
+    c: Connection,
+    scope: Scope,
+    session_id: str | None,
+    limit: int,
+    offset: int,
+    roles: Sequence[str] = SPOKEN_ROLES,
+) -> list[StoredMessage]:
+    """A page of what was said, in one session or in all: the newest come last; ``offset`` skips the newest."""
+    page = (
+        select(messages, runs.c.status)
+        .join(runs, runs.c.run_id == messages.c.run_id)
+        .where(_said(scope, session_id, roles))
+        .order_by(messages.c.number.desc())
+        .limit(page_size(limit))
+        .offset(page_size(offset))
+    )
+    return [_stored_message(row) for row in reversed(c.execute(page).mappings().all())]
+
+
+def count_messages(c: Connection, scope: Scope, session_id: str | None, roles: Sequence[str] = SPOKEN_ROLES) -> int:
+    """How many ``list_messages`` has."""
+    query = select(func.count()).select_from(messages).where(_said(scope, session_id, roles))
+    return c.execute(query).scalar_one()
+
+
+def list_sessions(c: Connection, scope: Scope, limit: int, offset: int) -> list[StoredSession]:
+    """The sessions of the scope, the one used last first, with how much was said in each."""
+    said = and_(
+        owned(messages, scope), messages.c.session_id == sessions.c.session_id, messages.c.role.in_(SPOKEN_ROLES)
+    )
+    count = select(func.count()).select_from(messages).where(said)
+    query = select(
+        sessions.c.session_id,
+        sessions.c.created_at,
+        sessions.c.updated_at,
+        count.correlate(sessions).scalar_subquery().label("message_count"),
+    ).where(owned(sessions, scope))
+    page = query.order_by(sessions.c.updated_at.desc(), sessions.c.session_id).limit(page_size(limit))
+    return [StoredSession(**row) for row in c.execute(page.offset(page_size(offset))).mappings()]
+
+
+def count_sessions(c: Connection, scope: Scope) -> int:
+    """How many ``list_sessions`` has."""
+    return c.execute(select(func.count()).select_from(sessions).where(owned(sessions, scope))).scalar_one()
+
+
+def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
+    """Delete a session, its messages and the memories of what was said in it; facts stay. False if there is none."""
+    of_session = (owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
+    deleted = c.execute(delete(sessions).where(owned(sessions, scope), sessions.c.session_id == session_id))
+    if deleted.rowcount == 0:
+        return False
+    c.execute(delete(memories).where(*of_session))
+    return True
+
+
+def _fitting(turns: Iterable[list[Message]], room: int) -> list[Message]:
+    """As much of the turns, newest first, as there is room for; oldest first."""
+    taken: list[list[Message]] = []
+    for turn in turns:
+        whole = _is_answered(turn)
+        fitting = turn if whole and len(turn) <= room else _reduced(turn)
+        if len(fitting) > room:
+            break
+        taken.append(fitting)
+        room -= len(fitting)
+        if room == 0 or (whole and fitting is not turn):
+            break
+    return [message for turn in reversed(taken) for message in turn]
+
+
+def _is_answered(turn: list[Message]) -> bool:
+    """Whether every tool call has its result, right after the assistant's turn, and every result its call."""
+    waiting: set[str | None] = set()
+    for message in turn:
+        if message.role == "tool":
+            if message.tool_call_id not in waiting:
+                return False
+            waiting.discard(message.tool_call_id)
+        elif waiting:
+            return False
+        else:
+            waiting = {call.call_id for call in message.tool_calls}
+    return not waiting
+
+
+def _reduced(turn: list[Message]) -> list[Message]:
+    return [
+        msgspec.structs.replace(message, tool_calls=())
+        for message in turn
+        if message.role == "user" or (message.role == "assistant" and message.content)
+    ]
+
+
+def _said(scope: Scope, session_id: str | None, roles: Sequence[str]) -> ColumnElement[bool]:
+    said = and_(owned(messages, scope), messages.c.role.in_(roles))
+    return said if session_id is None else and_(said, messages.c.session_id == session_id)
+
+
+def _run_of(row: RowMapping) -> str:
+    run_id: str = row["run_id"]
+    return run_id
+
+
+def _message(row: RowMapping) -> Message:
+    return Message(
+        role=row["role"],
+        content=row["content"],
+        images=tuple(row["images"]),
+        tool_calls=tuple(ToolCall(**call) for call in row["tool_calls"]),
+        tool_call_id=row["tool_call_id"],
+        tool_failed=row["tool_failed"],
+    )
+
+
+def _stored_message(row: RowMapping) -> StoredMessage:
+    same = {name: row[name] for name in StoredMessage.__struct_fields__ if name not in ("id", "tool_calls")}
+    return StoredMessage(id=row["number"], tool_calls=tuple(row["tool_calls"]), **same)

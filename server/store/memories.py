@@ -1,0 +1,161 @@
+"""Memories in the store: what users said and what was put down on purpose, found by words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, func, or_, select, update
+
+from engine.memory import MemoryKind
+
+from .errors import AlreadyThereError
+from .rows import Scope, StoredMemory
+from .schema import insert_into, memories, owned, owner_values, page_size
+from .search import rank, select_candidates
+from .search_terms import index_terms, owner_term, query_terms
+
+
+def add_memory(
+    c: Connection,
+    scope: Scope,
+    memory_id: str,
+    text: str,
+    kind: MemoryKind,
+    now: str,
+    *,
+    session_id: str | None = None,
+    run_id: str | None = None,
+    metadata: Mapping[str, Any] = {},
+    embedding: bytes | None = None,
+    embedding_model: str | None = None,
+) -> StoredMemory:
+    """Keep a new memory.
+
+    Raises:
+        AlreadyThereError: the scope has a memory of that id.
+    """
+    row = {
+        **owner_values(scope),
+        "memory_id": memory_id,
+        "kind": kind,
+        "text": text,
+        "metadata": dict(metadata),
+        "session_id": session_id,
+        "run_id": run_id,
+        "created_at": now,
+        "updated_at": now,
+        "embedding": embedding,
+        "embedding_model": embedding_model,
+        "owner": owner_term(scope),
+        "terms": " ".join(index_terms(text)),
+    }
+    added = c.execute(insert_into(c, memories).values(row).on_conflict_do_nothing().returning(memories))
+    kept = added.mappings().one_or_none()
+    if kept is None:
+        raise AlreadyThereError(f"there is a memory {memory_id!r} already")
+    return _stored(kept)
+
+
+def find_memory(c: Connection, scope: Scope, memory_id: str) -> StoredMemory | None:
+    """The memory of that id."""
+    query = select(memories).where(owned(memories, scope), memories.c.memory_id == memory_id)
+    row = c.execute(query).mappings().one_or_none()
+    return None if row is None else _stored(row)
+
+
+def list_memories(c: Connection, scope: Scope, kind: MemoryKind | None, limit: int, offset: int) -> list[StoredMemory]:
+    """The memories of one kind or of all, newest first."""
+    query = select(memories).where(owned(memories, scope)).order_by(memories.c.number.desc())
+    if kind is not None:
+        query = query.where(memories.c.kind == kind)
+    rows = c.execute(query.limit(page_size(limit)).offset(page_size(offset))).mappings()
+    return [_stored(row) for row in rows]
+
+
+def count_memories(c: Connection, scope: Scope, kind: MemoryKind | None) -> int:
+    """How many ``list_memories`` has."""
+    query = select(func.count()).select_from(memories).where(owned(memories, scope))
+    if kind is not None:
+        query = query.where(memories.c.kind == kind)
+    return c.execute(query).scalar_one()
+
+
+def update_memory(
+    c: Connection, scope: Scope, memory_id: str, text: str, metadata: Mapping[str, Any] | None, now: str
+) -> StoredMemory | None:
+    """Change a memory's text, and its metadata unless that is None. Its embedding is gone. None if there is none."""
+    values: dict[str, Any] = {
+        "text": text,
+        "terms": " ".join(index_terms(text)),
+        "updated_at": now,
+        "embedding": None,
+        "embedding_model": None,
+    }
+    if metadata is not None:
+        values["metadata"] = dict(metadata)
+    where = (owned(memories, scope), memories.c.memory_id == memory_id)
+    row = c.execute(update(memories).where(*where).values(values).returning(memories)).mappings().one_or_none()
+    return None if row is None else _stored(row)
+
+
+def delete_memory(c: Connection, scope: Scope, memory_id: str) -> bool:
+    """Delete one memory; False if there is none of that id."""
+    return c.execute(delete(memories).where(owned(memories, scope), memories.c.memory_id == memory_id)).rowcount > 0
+
+
+def clear_memories(c: Connection, scope: Scope) -> int:
+    """Delete all memories of the scope; how many those were."""
+    return c.execute(delete(memories).where(owned(memories, scope))).rowcount
+
+
+def search_memories(
+    c: Connection, scope: Scope, query: str, limit: int, *, without_session: str | None = None
+) -> list[StoredMemory]:
+    """What has one of the query's words or more, best first, with scores; the same in both databases.
+
+    ``without_session`` leaves a session's memories out. Any text is a query; one without words finds nothing.
+    """
+    terms = query_terms(query)
+    if not terms or limit < 1:
+        return []
+    found = select_candidates(c, scope, terms, without_session)
+    scores = rank(terms, found, count_memories(c, scope, None))[:limit]
+    chosen = select(memories).where(memories.c.number.in_([number for number, _ in scores]))
+    rows = {row["number"]: row for row in c.execute(chosen).mappings()}
+    # On PostgreSQL a memory may have been deleted since it was found.
+    return [_stored(rows[number], score) for number, score in scores if number in rows]
+
+
+def memories_to_embed(c: Connection, scope: Scope, model: str, limit: int) -> list[StoredMemory]:
+    """Memories without an embedding of that model, newest first."""
+    other = or_(memories.c.embedding.is_(None), memories.c.embedding_model.is_distinct_from(model))
+    query = select(memories).where(owned(memories, scope), other).order_by(memories.c.number.desc())
+    return [_stored(row) for row in c.execute(query.limit(page_size(limit))).mappings()]
+
+
+def embedded_memories(c: Connection, scope: Scope, model: str, limit: int) -> list[tuple[StoredMemory, bytes]]:
+    """Memories with their embeddings of that model, newest first."""
+    of_model = (memories.c.embedding.is_not(None), memories.c.embedding_model == model)
+    query = select(memories).where(owned(memories, scope), *of_model).order_by(memories.c.number.desc())
+    rows = c.execute(query.limit(page_size(limit))).mappings()
+    return [(_stored(row), bytes(row["embedding"])) for row in rows]
+
+
+def set_embedding(c: Connection, scope: Scope, memory_id: str, embedding: bytes, model: str) -> bool:
+    """Keep a memory's embedding; False if there is no such memory."""
+    change = update(memories).where(owned(memories, scope), memories.c.memory_id == memory_id)
+    return c.execute(change.values(embedding=embedding, embedding_model=model)).rowcount > 0
+
+
+def _stored(row: RowMapping, score: float | None = None) -> StoredMemory:
+    return StoredMemory(
+        id=row["memory_id"],
+        text=row["text"],
+        kind=row["kind"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        session_id=row["session_id"],
+        metadata=row["metadata"],
+        score=score,
+    )

@@ -1,0 +1,90 @@
+"""Full-text search over memories: candidates from the database's index, ranked here, so that both databases agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import log
+
+from sqlalchemy import Connection, text
+
+from .rows import Scope
+from .schema import storable
+from .search_terms import owner_term
+
+MAX_CANDIDATES = 200
+_LEAST_A_TERM = 10
+_SATURATION = 1.2  # BM25's k1 and b, as FTS5 and most others have them
+_LENGTH_WEIGHT = 0.75
+
+# Each term's newest matches, so that a common word cannot crowd out a rare one. The owner is part of what is looked up
+# in the index; the joined columns are compared as well, because a hash is no proof. `+ 0` keeps PostgreSQL from walking
+# the primary key backwards instead of asking the index.
+_ONE_TERM = {
+    "sqlite": """
+        SELECT * FROM (
+            SELECT m.number AS number, m.terms AS terms
+            FROM memory_index JOIN memories m ON m.number = memory_index.rowid
+            WHERE memory_index MATCH :match_{at} AND {mine}
+            ORDER BY memory_index.rowid DESC LIMIT :most
+        )""",
+    "postgresql": """
+        (
+            SELECT m.number AS number, m.terms AS terms FROM memories m
+            WHERE m.search @@ CAST(:match_{at} AS tsquery) AND {mine}
+            ORDER BY m.number + 0 DESC LIMIT :most
+        )""",
+}
+_MINE = """m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id
+            AND (m.session_id IS NULL OR m.session_id <> :without_session)"""
+_MINE_OF_ALL_SESSIONS = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
+
+
+def select_candidates(
+    c: Connection, scope: Scope, terms: Sequence[str], without_session: str | None
+) -> list[tuple[int, str]]:
+    """Numbers and terms of memories with at least one of the terms."""
+    owner = owner_term(scope)
+    mine = _MINE_OF_ALL_SESSIONS if without_session is None else _MINE
+    # Terms have letters, digits and marks only (search_terms), so that these quotes cannot be left.
+    form = "'={}' & '{}'" if c.dialect.name == "postgresql" else 'owner : "{}" AND terms : "{}"'
+    values: dict[str, str | int] = {
+        "tenant_id": storable(scope.tenant_id),
+        "user_id": storable(scope.user_id),
+        "agent_id": storable(scope.agent_id),
+        "most": max(_LEAST_A_TERM, MAX_CANDIDATES // len(terms)),
+    }
+    if without_session is not None:
+        values["without_session"] = storable(without_session)
+    values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
+    one_term = _ONE_TERM[c.dialect.name]
+    statement = " UNION ".join(one_term.format(at=at, mine=mine) for at in range(len(terms)))
+    return [(row.number, row.terms) for row in c.execute(text(statement), values)]
+
+
+def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> list[tuple[int, float]]:
+    """Numbers and BM25 scores of what was found, best first; of equal ones the newest.
+
+    ``total`` is how many memories there are; how many have a term is counted among those found.
+    """
+    if not found:
+        return []
+    counts = {number: Counter(kept.split(" ")) for number, kept in found}
+    mean_length = sum(count.total() for count in counts.values()) / len(counts)
+    weights = {term: _weight(sum(term in count for count in counts.values()), total) for term in terms}
+    scores = [
+        (number, sum(_gain(count, term, mean_length) * weights[term] for term in terms))
+        for number, count in counts.items()
+    ]
+    return sorted(scores, key=lambda scored: (-scored[1], -scored[0]))
+
+
+def _weight(having: int, total: int) -> float:
+    """How telling a term is that so many of all memories have (BM25's idf in Lucene's form, never below zero)."""
+    return log(1 + (max(total, having) - having + 0.5) / (having + 0.5))
+
+
+def _gain(count: Counter[str], term: str, mean_length: float) -> float:
+    times = count[term]
+    length = 1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * count.total() / mean_length
+    return times * (_SATURATION + 1) / (times + _SATURATION * length)

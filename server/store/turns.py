@@ -1,0 +1,154 @@
+"""Turns in the store: a run's row, the user's message that began it, and what it left behind when it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import BigInteger, ColumnElement, Connection, RowMapping, cast, func, select, update
+
+from engine.memory import TurnRecord
+from engine.provider import Message
+
+from .history import (
+    count_messages,
+    count_sessions,
+    delete_session,
+    history,
+    list_messages,
+    list_sessions,
+)
+from .memories import add_memory
+from .rows import Scope, StoredRun
+from .schema import insert_into, messages, owner_values, runs, sessions
+
+__all__ = [
+    "begin_turn",
+    "count_messages",
+    "count_sessions",
+    "delete_session",
+    "find_run",
+    "history",
+    "interrupt_runs",
+    "list_messages",
+    "list_sessions",
+    "save_turn",
+    "tokens_used_since",
+]
+
+
+def begin_turn(
+    c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
+) -> None:
+    """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
+    place = {**owner_values(scope), "session_id": session_id}
+    run = {**place, "run_id": run_id, "key_id": key_id, "status": "running", "created_at": now}
+    if c.execute(insert_into(c, runs).values(run).on_conflict_do_nothing()).rowcount == 0:
+        return
+    c.execute(
+        insert_into(c, sessions)
+        .values({**place, "created_at": now, "updated_at": now})
+        .on_conflict_do_update(
+            index_elements=["tenant_id", "user_id", "agent_id", "session_id"], set_={"updated_at": now}
+        )
+    )
+    c.execute(insert_into(c, messages).values({**place, **_row(message, run_id, now)}))
+    if message.content.strip():
+        add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+
+
+def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
+    """Keep what the run left behind and how it ended; False, and nothing is changed, if it had ended or is unknown.
+
+    If the session was deleted meanwhile, only the run's row is kept.
+    """
+    ended = (
+        update(runs)
+        .where(runs.c.run_id == turn.run_id, runs.c.status == "running")
+        .values(
+            status=turn.status,
+            ended_at=now,
+            error_code=turn.error_code,
+            reason=turn.reason,
+            response=turn.response,
+            total_steps=turn.total_steps,
+            elapsed_ms=turn.elapsed_ms,
+            ttfb_ms=turn.ttfb_ms,
+            input_tokens=turn.usage.input_tokens if turn.usage else None,
+            output_tokens=turn.usage.output_tokens if turn.usage else None,
+        )
+    )
+    if c.execute(ended).rowcount == 0:
+        return False
+    place = _place_of_turn(c, turn.run_id)
+    if place is None:
+        return True
+    rows = [{**place, **row} for row in _rows(turn, now)]
+    if rows:
+        c.execute(insert_into(c, messages), rows)
+    of_session = [sessions.c[name] == value for name, value in place.items()]
+    c.execute(update(sessions).where(*of_session).values(updated_at=now))
+    return True
+
+
+def find_run(c: Connection, run_id: str) -> StoredRun | None:
+    """The run of that id, whosever it is."""
+    row = c.execute(select(runs).where(runs.c.run_id == run_id)).mappings().one_or_none()
+    if row is None:
+        return None
+    return StoredRun(**{name: row[name] for name in StoredRun.__struct_fields__})
+
+
+def interrupt_runs(c: Connection, now: str, started_before: str) -> int:
+    """End the runs that a process left under way when it died, those begun before the given time; how many."""
+    left = (runs.c.status == "running", runs.c.created_at < started_before)
+    ended = {"status": "error", "error_code": "interrupted", "ended_at": now}
+    return c.execute(update(runs).where(*left).values(ended)).rowcount
+
+
+def tokens_used_since(c: Connection, key_id: str, since: str) -> int:
+    """Input and output tokens of the key's runs that have ended since then."""
+    used = func.coalesce(runs.c.input_tokens, 0) + func.coalesce(runs.c.output_tokens, 0)
+    query = select(cast(func.coalesce(func.sum(used), 0), BigInteger)).where(runs.c.key_id == key_id)
+    return int(c.execute(query.where(runs.c.ended_at >= since)).scalar_one())
+
+
+def _place_of_turn(c: Connection, run_id: str) -> dict[str, Any] | None:
+    """Where the user's message is; held there until the transaction ends (PostgreSQL: SQLite has one writer)."""
+    columns = (messages.c.tenant_id, messages.c.user_id, messages.c.agent_id, messages.c.session_id)
+    of_user: ColumnElement[bool] = messages.c.role == "user"
+    query = select(*columns).where(messages.c.run_id == run_id, of_user).with_for_update(read=True)
+    row: RowMapping | None = c.execute(query).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+def _rows(turn: TurnRecord, now: str) -> Iterator[dict[str, Any]]:
+    kept = [
+        message for message in turn.messages if message.role != "assistant" or message.content or message.tool_calls
+    ]
+    said = any(message.role == "assistant" and message.content for message in kept)
+    if turn.response and not said:
+        kept.append(Message("assistant", turn.response))
+    last = len(kept) - 1
+    for at, message in enumerate(kept):
+        broke_off = at == last and message.role == "assistant" and turn.status != "done"
+        yield _row(message, turn.run_id, now, partial=broke_off)
+
+
+def _row(message: Message, run_id: str, now: str, *, partial: bool = False) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "role": message.role,
+        "content": message.content,
+        "images": list(message.images),
+        "tool_calls": _calls(message),
+        "tool_call_id": message.tool_call_id,
+        "tool_failed": message.tool_failed,
+        "partial": partial,
+        "created_at": now,
+    }
+
+
+def _calls(message: Message) -> Sequence[dict[str, Any]]:
+    return [msgspec.structs.asdict(call) for call in message.tool_calls]
