@@ -21,7 +21,7 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What an agent remembers and is shown of it.
 
     Attributes:
-        enabled: whether sessions and memories are kept at all.
+        enabled: whether sessions and memories are kept at all. Without, each run stands alone.
         context_window: messages of the session's history that the model is shown.
         recall_limit: remembered things that the model is shown.
         wait: seconds that memory may hold the model's request back.
@@ -46,6 +46,11 @@ class WorkingMemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     template: dict[str, Any] = {}
     max_bytes: Annotated[int, Meta(ge=2, le=65_536)] = 4096
 
+    def __post_init__(self) -> None:
+        size = len(msgspec.json.encode(self.template))
+        if size > self.max_bytes:
+            raise ValueError(f"the template is {size} bytes of JSON, over its max_bytes of {self.max_bytes}")
+
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One agent as it is written down: an ``[[agent]]`` of an agents file, or a body of the agents API.
@@ -53,7 +58,8 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         id: what URLs and the OpenAI-compatible ``model`` field name it by.
         system: the system prompt.
-        tools: names of the tools that it may call, as ``calculator``, or ``files.*`` for all of MCP server ``files``.
+        tools: names of the tools that it may call, as ``calculator``, or ``files.*`` for all of MCP server ``files``;
+            ``update_working_memory`` comes by itself with ``working_memory``, the other memory tools do not.
         max_steps: model calls of one run.
         max_tool_calls: tool calls of one run.
         deadlines: seconds; what is left out keeps its default. A request can only shorten them.
@@ -81,3 +87,5 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"the id {self.id!r} is not up to 100 letters, digits and . _ : - that begin with a letter or digit"
             )
+        if self.working_memory is not None and not self.memory.enabled:
+            raise ValueError("an agent whose memory is not enabled has no working_memory")

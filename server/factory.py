@@ -1,0 +1,212 @@
+"""From an agent's record to the agent: provider, tools and memory, built once for a record and bound to each user."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TypeAlias
+
+import httpx
+import msgspec
+
+from engine import BasicAgent
+from engine.memory import MemoryUse, Owner
+from engine.run import utc_now
+from engine.tools import Tool, ToolUse
+from engine.trace import TraceCollector
+from providers.embeddings import EmbeddingClient
+from providers.registry import ProviderConfigError, create_provider, default_model
+
+from .embedding_recall import EmbeddingRecall
+from .memory import MemoryStore, StoredMemory
+from .principal import LOCAL
+from .records import AgentRecord
+from .store.database import Database
+from .store.rows import Scope, StoredAgent
+from .tool_registry import ToolSource, UnknownToolError
+
+CACHED_AGENTS = 1024
+
+WORKING_MEMORY_TOOL = "update_working_memory"
+MEMORY_TOOLS = frozenset({"remember", "search_memory", "forget", WORKING_MEMORY_TOOL})
+
+_Key: TypeAlias = tuple[str | None, str]
+"""Whose agent (None: the operator's, for all tenants) and its id."""
+
+
+class AgentConfigError(ValueError):
+    """An agent cannot be built from its record; the text names the agent and what to change, and holds no key."""
+
+
+class _Built(msgspec.Struct, frozen=True):
+    """What is built once for a record. ``agent`` is nobody's yet; ``meaning`` is None for recall by words alone."""
+
+    record: AgentRecord
+    agent: BasicAgent
+    meaning: EmbeddingRecall | None
+
+
+class AgentFactory:
+    """Builds agents for users, each record's costly part once.
+
+    Providers with their breakers and tools are kept until the record changes, for at most ``capacity`` records, and
+    shared by a record's users. It closes nothing: all providers send through ``client``, and whoever opened that, or
+    the database, closes it. So a provider that is no longer kept serves its last runs as before.
+
+    Attributes:
+        memories: what its agents' memories share; None without a database, and then its agents have no memory. A
+            server runs its ``backlog.work()`` in a task, else nothing is recalled by meaning.
+    """
+
+    def __init__(
+        self,
+        database: Database | None,
+        environment: Mapping[str, str],
+        client: httpx.AsyncClient,
+        tools: ToolSource,
+        *,
+        traces: TraceCollector | None = None,
+        capacity: int = CACHED_AGENTS,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """Build nothing yet.
+
+        Args:
+            database: where memories and sessions are.
+            environment: where keys are.
+            client: what all requests to models go through.
+            tools: where the tools that records name come from.
+            traces: hears of the spans of every run.
+            capacity: how many records' agents are kept.
+            clock: the wall clock, for what is stored.
+        """
+        self.memories = None if database is None else MemoryStore(database, clock=clock)
+        self._environment = environment
+        self._client = client
+        self._tools = tools
+        self._traces = traces
+        self._capacity = capacity
+        self._cache: OrderedDict[_Key, _Built] = OrderedDict()
+
+    def create_chat_agent(
+        self,
+        agent_record: AgentRecord | StoredAgent,
+        user_id: str,
+        tenant_id: str | None = None,
+        *,
+        key_id: str | None = None,
+    ) -> BasicAgent:
+        """The agent of the record for this user, whose memory is nobody else's. Cheap but for a record's first time.
+
+        ``tenant_id`` is the user's, left out that of a stored agent, or the local one. ``key_id`` is the API key that
+        the agent's runs are counted for.
+
+        Raises:
+            AgentConfigError: its provider, its tools or its embeddings cannot be had.
+            ValueError: the agent is another tenant's.
+        """
+        record, home = agent_record, None
+        if isinstance(agent_record, StoredAgent):
+            record, home = agent_record.record, agent_record.tenant_id
+            if tenant_id not in (None, home):
+                raise ValueError(f"agent {record.id!r} is another tenant's")
+        built = self._find_or_build(home, record)
+        return msgspec.structs.replace(
+            built.agent,
+            owner=Owner(tenant_id=tenant_id or home or LOCAL, user_id=user_id),
+            memories=self._memories_of(built, key_id),
+        )
+
+    create_chat_agent_arc = create_chat_agent
+    """The same, under the name that callers of the system which Lumos re-creates know."""
+
+    def check(self, record: AgentRecord) -> None:
+        """Build the record's agent for nobody, to see whether it can be; keeps nothing.
+
+        Raises:
+            AgentConfigError: its provider, its tools or its embeddings cannot be had.
+        """
+        self._build(record)
+
+    def _find_or_build(self, home: str | None, record: AgentRecord) -> _Built:
+        key = (home, record.id)
+        built = self._cache.get(key)
+        if built is None or built.record != record:
+            built = self._cache[key] = self._build(record)
+        self._cache.move_to_end(key)
+        if len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return built
+
+    def _build(self, record: AgentRecord) -> _Built:
+        try:
+            return _Built(record, self._build_agent(record), self._meaning_of(record))
+        except (ProviderConfigError, UnknownToolError, AgentConfigError) as error:
+            raise AgentConfigError(f"agent {record.id!r}: {error}") from error
+
+    def _build_agent(self, record: AgentRecord) -> BasicAgent:
+        return BasicAgent(
+            agent_id=record.id,
+            name=record.name,
+            instructions=record.system,
+            provider=create_provider(record.llm_config, self._environment, self._client),
+            model=default_model(record.llm_config),
+            temperature=record.llm_config.temperature,
+            max_tokens=record.llm_config.max_tokens,
+            deadlines=record.deadlines,
+            streaming=record.stream,
+            tool_use=self._tool_use(record),
+            trace=self._traces,
+        )
+
+    def _tool_use(self, record: AgentRecord) -> ToolUse:
+        tools = self._find_tools(record)
+        try:
+            return ToolUse(tools=tools, max_steps=record.max_steps, max_tool_calls=record.max_tool_calls)
+        except ValueError as error:  # two of one name
+            raise AgentConfigError(str(error)) from error
+
+    def _find_tools(self, record: AgentRecord) -> tuple[Tool, ...]:
+        """The named tools, and that of a working memory."""
+        names = list(dict.fromkeys(record.tools))
+        useless = sorted(MEMORY_TOOLS.intersection(names))
+        if useless and not record.memory.enabled:
+            raise AgentConfigError(f"its memory is not enabled, so it has no use for {', '.join(useless)}")
+        if WORKING_MEMORY_TOOL in names and record.working_memory is None:
+            raise AgentConfigError(f"{WORKING_MEMORY_TOOL} needs a working_memory")
+        if record.working_memory is not None and WORKING_MEMORY_TOOL not in names and self.memories is not None:
+            names.append(WORKING_MEMORY_TOOL)
+        return tuple(self._tools.find(names))
+
+    def _meaning_of(self, record: AgentRecord) -> EmbeddingRecall | None:
+        config = record.memory.embeddings
+        if config is None or self.memories is None or not record.memory.enabled:
+            return None
+        embedder = EmbeddingClient(config, self._environment, self._client)
+        return EmbeddingRecall(self.memories.database, embedder)
+
+    def _memories_of(self, built: _Built, key_id: str | None) -> Callable[[Owner], MemoryUse] | None:
+        store, record = self.memories, built.record
+        if store is None or not record.memory.enabled:
+            return None
+
+        def memory_of(owner: Owner) -> MemoryUse:
+            memory = StoredMemory(
+                store,
+                Scope(owner.tenant_id, owner.user_id, record.id),
+                owner.session_id,
+                settings=record.memory,
+                working=record.working_memory,
+                meaning=built.meaning,
+                key_id=key_id,
+            )
+            settings = record.memory
+            return MemoryUse(
+                memory=memory,
+                context_window=settings.context_window,
+                recall_limit=settings.recall_limit,
+                wait=settings.wait,
+            )
+
+        return memory_of

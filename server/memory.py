@@ -1,0 +1,201 @@
+"""Memory in the store: what the engine's ``Memory`` asks for, for one user with one agent in one session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import trio
+from sqlalchemy import Connection
+
+from engine import Message
+from engine.memory import MemoryEntry, MemoryRefusedError, TurnRecord, WorkingMemoryChange
+from engine.run import utc_now
+from engine.supervisor import random_run_id
+
+from .embedding_backlog import EmbeddingBacklog
+from .embedding_recall import EmbeddingRecall, fused
+from .pending import PendingSaves
+from .records import MemorySettings, WorkingMemorySettings
+from .store import memories, rows, turns
+from .store.database import Database
+from .working_memory import patch_document, read_document
+
+MAX_FACT_CHARS = 4000
+MAX_RECALLED_CHARS = 2000
+"""Of each entry that the model is shown, in code points: a user may once have pasted a book."""
+
+EMBEDDING_SHARE = 0.75
+"""Of the time that memory may hold the model's request back: what words have found is never lost for vectors."""
+
+SEARCH_EMBEDDING_SECONDS = 5.0
+MAX_SEARCHED = 200
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """What all memories of a server share. Whoever opened the database closes it.
+
+    Vectors of new memories are made where somebody runs ``backlog.work()``.
+    """
+
+    database: Database
+    pending: PendingSaves = field(default_factory=PendingSaves)
+    backlog: EmbeddingBacklog = field(default_factory=EmbeddingBacklog)
+    clock: Callable[[], datetime] = utc_now
+    new_id: Callable[[], str] = random_run_id
+
+    def now(self) -> str:
+        """The time as the store keeps it."""
+        return self.clock().isoformat(timespec="microseconds")
+
+
+class StoredMemory:
+    """Memory over a database; see ``engine.memory.Memory``. Made for each run; holds nothing that must be closed."""
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        scope: rows.Scope,
+        session_id: str,
+        *,
+        settings: MemorySettings | None = None,
+        working: WorkingMemorySettings | None = None,
+        meaning: EmbeddingRecall | None = None,
+        key_id: str | None = None,
+    ) -> None:
+        """Bind to an owner.
+
+        Args:
+            store: the database and what is under way in it.
+            scope: whose memories.
+            session_id: which conversation.
+            settings: the agent's; the defaults without.
+            working: the agent's; None for an agent that has none.
+            meaning: recall by meaning; None recalls by words alone.
+            key_id: the API key that the run counts for.
+        """
+        self._store = store
+        self._database = store.database
+        self._scope = scope
+        self._session_id = session_id
+        self._settings = settings or MemorySettings()
+        self._working = working
+        self._meaning = meaning
+        self._key_id = key_id
+        self._run_id: str | None = None
+
+    async def begin_turn(self, run_id: str, message: Message) -> None:
+        """Keep the user's message, once, before its run starts; see ``Memory``."""
+        self._run_id = run_id
+        await self._last_turn_kept()
+        await self._database.write(
+            turns.begin_turn, self._scope, self._session_id, run_id, self._key_id, message, self._store.now()
+        )
+
+    async def history(self, messages: int) -> Sequence[Message]:
+        """The last messages of the session; see ``Memory``."""
+        if messages < 1:
+            return ()
+        await self._last_turn_kept()
+        return await self._database.read(turns.history, self._scope, self._session_id, messages, self._run_id)
+
+    async def recall(self, text: str, limit: int) -> Sequence[MemoryEntry]:
+        """What has to do with the text, without what the history shows; see ``Memory``."""
+        budget = self._settings.wait * EMBEDDING_SHARE
+        return await self._find(text, limit, budget, without_shown=True)
+
+    async def search(self, query: str, limit: int) -> Sequence[MemoryEntry]:
+        """All that matches the query, this session's messages too; see ``Memory``."""
+        return await self._find(query, limit, SEARCH_EMBEDDING_SECONDS, without_shown=False)
+
+    async def remember(self, text: str) -> MemoryEntry:
+        """Put down a fact; see ``Memory``."""
+        text = text.strip()
+        if not text:
+            raise MemoryRefusedError("there is nothing to remember in a blank text")
+        if len(text) > MAX_FACT_CHARS:
+            raise MemoryRefusedError(f"a memory has at most {MAX_FACT_CHARS} characters, this one has {len(text)}")
+        return _entry(await self._database.write(self._add_fact, self._store.new_id(), text, self._store.now()))
+
+    async def forget(self, memory_id: str) -> bool:
+        """Delete one entry; see ``Memory``."""
+        return await self._database.write(memories.delete_memory, self._scope, memory_id)
+
+    async def working_memory(self) -> dict[str, Any] | None:
+        """The user's document; see ``Memory``."""
+        if self._working is None:
+            return None
+        return await self._database.read(read_document, self._scope, self._working)
+
+    async def patch_working_memory(self, patch: dict[str, Any]) -> WorkingMemoryChange:
+        """Change the document by a merge patch; see ``Memory``."""
+        if self._working is None:
+            raise MemoryRefusedError("this agent has no working memory")
+        return await self._database.write(patch_document, self._scope, self._working, patch, self._store.now())
+
+    async def save_turn(self, turn: TurnRecord) -> None:
+        """Keep what the run said; see ``Memory``. From the call on, with no checkpoint first, the session's readers wait."""
+        with self._store.pending.saving(self._session):
+            await self._database.write(turns.save_turn, turn, self._store.now())
+        if self._meaning is not None:
+            self._store.backlog.add(self._scope, self._meaning)
+
+    @property
+    def _session(self) -> tuple[rows.Scope, str]:
+        return self._scope, self._session_id
+
+    async def _last_turn_kept(self) -> None:
+        await self._store.pending.wait_saved(self._session)
+
+    def _add_fact(self, connection: Connection, memory_id: str, text: str, now: str) -> rows.StoredMemory:
+        return memories.add_memory(
+            connection, self._scope, memory_id, text, "fact", now, session_id=self._session_id, run_id=self._run_id
+        )
+
+    async def _find(self, text: str, limit: int, seconds: float, *, without_shown: bool) -> Sequence[MemoryEntry]:
+        """Words first, meaning with what is left of the time: so what words find is there whatever becomes of it."""
+        if limit < 1:
+            return ()
+        vectors_until = trio.current_time() + seconds
+        by_words, shown = await self._database.read(self._find_by_words, text, limit, without_shown)
+        by_meaning: Sequence[rows.StoredMemory] = ()
+        if self._meaning is not None:
+            left = vectors_until - trio.current_time()
+            by_meaning = await self._meaning.nearest(self._scope, text, _more_than(limit, shown), left)
+        fitting = self._new_ones(fused(by_words, by_meaning), shown)
+        return tuple(_entry(memory) for memory in islice(fitting, limit))
+
+    def _find_by_words(
+        self, connection: Connection, text: str, limit: int, without_shown: bool
+    ) -> tuple[list[rows.StoredMemory], frozenset[str]]:
+        """In a worker thread: what the words find, and the user's texts that the history shows."""
+        shown: frozenset[str] = frozenset()
+        if without_shown:
+            window = self._settings.context_window
+            history = turns.history(connection, self._scope, self._session_id, window, self._run_id) if window else []
+            shown = frozenset(message.content for message in history if message.role == "user")
+        return memories.search_memories(connection, self._scope, text, _more_than(limit, shown)), shown
+
+    def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
+        """Without the message under way, what the history shows, and a text that came before."""
+        seen: set[str] = set()
+        for memory in found:
+            in_history = memory.session_id == self._session_id and memory.kind == "said" and memory.text in shown
+            if memory.id != self._run_id and not in_history and memory.text not in seen:
+                seen.add(memory.text)
+                yield memory
+
+
+def _more_than(limit: int, shown: frozenset[str]) -> int:
+    """How many to look for, so that enough are left without those that are not new."""
+    return min(2 * limit + len(shown) + 1, MAX_SEARCHED)
+
+
+def _entry(memory: rows.StoredMemory) -> MemoryEntry:
+    return MemoryEntry(
+        id=memory.id, text=memory.text[:MAX_RECALLED_CHARS], kind=memory.kind, created_at=memory.created_at
+    )

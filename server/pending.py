@@ -1,0 +1,51 @@
+"""Turns that are just being kept: who reads their session waits for them, but not for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+PENDING_SECONDS = 5.0
+"""How long a session's next turn waits for its last one. A store that is slower has lost the order anyway."""
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.count = 0
+        self.over = trio.Event()
+
+
+class PendingSaves:
+    """What is under way in this process, by session; it holds a session only while it is being saved."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[Hashable, _Pending] = {}
+
+    def __len__(self) -> int:
+        """How many sessions are being saved."""
+        return len(self._sessions)
+
+    @contextmanager
+    def saving(self, session: Hashable) -> Iterator[None]:
+        """While the block runs, the session's readers wait. Entering it does not block: no reader can slip through."""
+        pending = self._sessions.setdefault(session, _Pending())
+        pending.count += 1
+        try:
+            yield
+        finally:
+            pending.count -= 1
+            if not pending.count:
+                del self._sessions[session]
+                pending.over.set()
+
+    async def wait_saved(self, session: Hashable, seconds: float = PENDING_SECONDS) -> bool:
+        """Wait until nothing of the session is being saved; False if that took too long. A checkpoint."""
+        with trio.move_on_after(seconds) as limit:
+            pending = self._sessions.get(session)
+            if pending is None:
+                await trio.lowlevel.checkpoint()
+            else:
+                await pending.over.wait()
+        return not limit.cancelled_caught
