@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from engine.pieces import FinishPiece, Piece, TextPiece, UsagePiece
+from engine.pieces import FinishPiece, Piece, TextPiece, ToolCallPiece, UsagePiece
 from providers.recording import FORMAT, RecordedRead, Recording, RecordingHeader, dump
 
 HERE = pathlib.Path(__file__).parent
@@ -56,6 +56,17 @@ GPT4O_SPECS = {
         prompt="In two or three sentences: why does TTFB matter?",
     ),
 }
+
+TOOLS_PROMPT = "How many answers of 93 seconds fit into a day, one after another? And what time is it?"
+TOOLS_STREAM = "66e24daa2403-0"
+TOOLS_SPECS = (
+    Spec(name="demo-tools", title="An agent's first step: two tool calls", prompt=TOOLS_PROMPT),
+    Spec(name="demo-tools-step-2", title="Its second step: the answer", prompt=TOOLS_PROMPT),
+)
+TOOLS_CALLS = (
+    ("call_1", "calculator", ('{"expression": "', "24 * 60 * 60", ' / 93"}')),
+    ("call_2", "current_time", ('{"timezone": "', "UTC", '"}')),
+)
 
 OLLAMA_SPEC = Spec(
     name="ollama-llama3",
@@ -139,14 +150,30 @@ def demo_reads(first_ms: float, streams: list[dict[str, Any]]) -> Reads:
     return [*((at, 1) for at in before_end), (DEMO_NS, 1)]
 
 
+def text_of(name: str) -> str:
+    """The text that the recording says."""
+    return (TEXTS / f"{name}.md").read_text("utf-8").rstrip("\n")
+
+
 def compose(header: RecordingHeader, reads: Reads) -> Recording:
     """Put the header's own text onto the reads; finish and usage come with the last one."""
     chunks = sum(count for _, count in reads)
-    texts = chunk_texts(tokenize((TEXTS / f"{header.name}.md").read_text("utf-8").rstrip("\n")), chunks)
+    texts = chunk_texts(tokenize(text_of(header.name)), chunks)
     pieces: list[list[Piece]] = [[TextPiece(text) for text in itertools.islice(texts, count)] for _, count in reads]
     usage = UsagePiece(input_tokens=len(tokenize(header.prompt)), output_tokens=chunks)
     pieces[-1] += [FinishPiece("stop"), usage]
     return Recording(header, tuple(RecordedRead(at, tuple(some)) for (at, _), some in zip(reads, pieces, strict=True)))
+
+
+def compose_calls(header: RecordingHeader, reads: Reads) -> Recording:
+    """A step that says a little and calls tools: one piece a read, at the reads' own times."""
+    pieces: list[Piece] = [TextPiece(token) for token in tokenize(text_of(header.name))]
+    for index, (call_id, name, fragments) in enumerate(TOOLS_CALLS):
+        pieces.append(ToolCallPiece(index, call_id, name))
+        pieces += (ToolCallPiece(index, arguments_fragment=fragment) for fragment in fragments)
+    usage = UsagePiece(input_tokens=len(tokenize(header.prompt)), output_tokens=len(pieces))
+    lines = [(piece,) for piece in pieces[:-1]] + [(pieces[-1], FinishPiece("tool_calls"), usage)]
+    return Recording(header, tuple(RecordedRead(at, line) for (at, _), line in zip(reads, lines, strict=False)))
 
 
 def header_for(
@@ -172,6 +199,10 @@ GPT4O_NOTE = (
     "Times of TLS records, as recorded; records with the same timestamp are one read. How content chunks were split "
     "over records was not recorded: they are spread by bytes, and a record that completes none is left out. " + OURS
 )
+TOOLS_NOTE = (
+    "Composed: the times are those of a recorded answer without tools, the calls and the texts are ours. The second "
+    "step is what replays once the tools have answered, whatever they said."
+)
 OLLAMA_NOTE = "Times of the tokens by the server's clock, as recorded; the last is its done line. " + OURS
 DEMO_NOTE = (
     "Composed: the first token at the TTFT of the named stream, then the gaps of all four recorded streams in their "
@@ -187,6 +218,15 @@ def gpt4o_recordings(trace: dict[str, Any]) -> Iterator[Recording]:
             part = f", stream {stream['id']}"
             header = header_for(spec, trace["source"], provider="openai", model="gpt-4o", part=part, note=GPT4O_NOTE)
             yield compose(header, gpt4o_reads(stream))
+
+
+def tool_recordings(trace: dict[str, Any]) -> Iterator[Recording]:
+    """The two steps of an agent that calls tools, at the pace of one recorded stream."""
+    stream = next(stream for stream in trace["streams"] if stream["id"] == TOOLS_STREAM)
+    for spec, put_together in zip(TOOLS_SPECS, (compose_calls, compose), strict=True):
+        part = f", stream {stream['id']}"
+        header = header_for(spec, trace["source"], provider="openai", model="gpt-4o", part=part, note=TOOLS_NOTE)
+        yield put_together(header, gpt4o_reads(stream))
 
 
 def ollama_recordings(trace: dict[str, Any]) -> Iterator[Recording]:
@@ -205,7 +245,7 @@ def main(traces: pathlib.Path, out: pathlib.Path = RECORDINGS) -> None:
     """Write all recordings and say what they are like."""
     gpt4o = json.loads((traces / "openai_gpt4o_tls_records.json").read_bytes())
     ollama = json.loads((traces / "ollama_llama3_token_arrivals.json").read_bytes())
-    for recording in itertools.chain(gpt4o_recordings(gpt4o), ollama_recordings(ollama)):
+    for recording in itertools.chain(gpt4o_recordings(gpt4o), tool_recordings(gpt4o), ollama_recordings(ollama)):
         path = out / f"{recording.header.name}.jsonl"
         dump(recording, path)
         chunks = sum(isinstance(piece, TextPiece) for read in recording.reads for piece in read.pieces)

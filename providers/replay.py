@@ -14,9 +14,11 @@ from .recording import Recording, load, names
 class ReplayProvider:
     """Answers from recordings instead of a model; any number of requests at once, nothing to close.
 
-    ``recording`` is what every request gets; without one, ``request.model`` names one of the packaged recordings,
-    which are all loaded here, so that nothing reads files while it replays. ``speed`` divides the offsets: 2.0 is
-    twice as fast as recorded, ``math.inf`` as fast as it goes.
+    ``recordings`` are what every request gets; without any, ``request.model`` names one of the packaged recordings,
+    which are all loaded here, so that nothing reads files while it replays. An agent that calls tools asks several
+    times for one answer: step 2 of a turn gets the second recording, or the packaged one named ``…-step-2``, and so
+    on; where there is none for a step, the first. ``speed`` divides the offsets: 2.0 is twice as fast as recorded,
+    ``math.inf`` as fast as it goes.
 
     Raises:
         ValueError: ``speed`` is not above 0.
@@ -25,11 +27,11 @@ class ReplayProvider:
 
     name = "replay"
 
-    def __init__(self, recording: Recording | None = None, *, speed: float = 1.0) -> None:
+    def __init__(self, *recordings: Recording, speed: float = 1.0) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be above 0, not {speed}")
-        self._fixed = recording
-        self._packaged = {} if recording is not None else {name: load(name) for name in names()}
+        self._fixed = recordings
+        self._packaged = {} if recordings else {name: load(name) for name in names()}
         self._ns_per_second = 1e9 * speed
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
@@ -42,7 +44,7 @@ class ReplayProvider:
                 time, if the recorded answer failed.
         """
         start = trio.current_time()
-        recording = self._find(request.model)
+        recording = self._find(request)
         emit((RequestSentPiece(),))
         for read in recording.reads:
             await trio.sleep_until(start + read.at_ns / self._ns_per_second)
@@ -56,12 +58,23 @@ class ReplayProvider:
     async def aclose(self) -> None:
         """Nothing is kept open between requests."""
 
-    def _find(self, model: str) -> Recording:
-        if self._fixed is not None:
-            return self._fixed
-        try:
-            return self._packaged[model]
-        except KeyError:
+    def _find(self, request: ModelRequest) -> Recording:
+        step = steps_taken(request)
+        if self._fixed:
+            return self._fixed[step if step < len(self._fixed) else 0]
+        recording = self._packaged.get(request.model)
+        if recording is None:
             there_are = ", ".join(self._packaged)
-            message = f"no recording is named {model!r}; there are: {there_are}"
-            raise ProviderError("upstream.invalid_request", message) from None
+            message = f"no recording is named {request.model!r}; there are: {there_are}"
+            raise ProviderError("upstream.invalid_request", message)
+        return self._packaged.get(f"{request.model}-step-{step + 1}", recording) if step else recording
+
+
+def steps_taken(request: ModelRequest) -> int:
+    """How many steps of the turn under way the request already holds: assistant messages after the user's last."""
+    steps = 0
+    for message in reversed(request.messages):
+        if message.role == "user":
+            break
+        steps += message.role == "assistant"
+    return steps

@@ -32,7 +32,15 @@ from providers.recording import (
 
 TEXTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "recording_texts"
 
-NAMES = ("demo-93s", "gpt4o-13s", "gpt4o-demo", "gpt4o-short", "ollama-llama3")
+NAMES = (
+    "demo-93s",
+    "demo-tools",
+    "demo-tools-step-2",
+    "gpt4o-13s",
+    "gpt4o-demo",
+    "gpt4o-short",
+    "ollama-llama3",
+)
 
 HEADER: dict[str, Any] = {
     "format": "lumos-recording/1",
@@ -183,9 +191,7 @@ def test_recording_made_in_memory_is_checked_too() -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(RecordingError) as caught:
         load("gpt5-demo")
-    assert str(caught.value) == (
-        "no recording is named 'gpt5-demo'; there are: demo-93s, gpt4o-13s, gpt4o-demo, gpt4o-short, ollama-llama3"
-    )
+    assert str(caught.value) == ("no recording is named 'gpt5-demo'; there are: " + ", ".join(NAMES))
 
 
 def test_packaged_file_must_bear_its_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,11 +224,11 @@ def test_packaged_recording_is_sound(name: str) -> None:
     pieces = [piece for read in recording.reads for piece in read.pieces]
     assert sum(isinstance(piece, FinishPiece) for piece in pieces) == 1
     *_, finish, usage = recording.reads[-1].pieces
-    chunks = sum(isinstance(piece, TextPiece) for piece in pieces)
-    assert finish == FinishPiece("stop")
+    chunks = sum(isinstance(piece, TextPiece | ToolCallPiece) for piece in pieces)
+    assert finish == FinishPiece("tool_calls" if name == "demo-tools" else "stop")
     assert isinstance(usage, UsagePiece)
     assert usage.output_tokens == chunks
-    assert 0 < usage.input_tokens < 20
+    assert 0 < usage.input_tokens < 25
     assert all(piece.text for piece in pieces if isinstance(piece, TextPiece))
 
 

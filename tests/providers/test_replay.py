@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from engine.errors import ProviderError
 from engine.pieces import FinishPiece, Piece, RequestSentPiece, TextPiece
-from engine.provider import Message, ModelRequest
+from engine.provider import Message, ModelRequest, Role
 from providers.recording import RecordedFailure, RecordedRead, Recording, load, names
 from providers.replay import ReplayProvider
 
@@ -133,10 +133,7 @@ async def test_unknown_name_is_an_invalid_request(autojump_clock: MockClock) -> 
     with pytest.raises(ProviderError) as caught:
         await REPLAY.stream(request("../../etc/passwd"), listen(arrivals))
     assert caught.value.code == "upstream.invalid_request"
-    assert str(caught.value) == (
-        "no recording is named '../../etc/passwd'; "
-        "there are: demo-93s, gpt4o-13s, gpt4o-demo, gpt4o-short, ollama-llama3"
-    )
+    assert str(caught.value) == (f"no recording is named '../../etc/passwd'; there are: {', '.join(PACKAGED)}")
     assert arrivals == []
 
 
@@ -201,3 +198,47 @@ async def test_real_clock_is_kept_within_milliseconds() -> None:
     late = sorted(at - start - read.at_ns / 1e9 for (at, _), read in zip(arrivals[1:], recording.reads, strict=True))
     assert late[0] > -0.000_1
     assert late[len(late) // 2] < 0.005
+
+
+# An agent's steps
+
+
+def step_request(model: str, *roles: Role) -> ModelRequest:
+    """A request with messages of these roles."""
+    return ModelRequest(tuple(Message(role, "x") for role in roles), model)
+
+
+@pytest.mark.parametrize(
+    ("roles", "name"),
+    [
+        (("system", "user"), "demo-tools"),
+        (("user", "assistant", "tool", "tool"), "demo-tools-step-2"),
+        (("user", "assistant", "tool", "assistant", "user"), "demo-tools"),
+        (("user", "assistant", "user", "assistant", "tool"), "demo-tools-step-2"),
+        (("user", "assistant", "tool", "assistant", "tool"), "demo-tools"),
+    ],
+    ids=["first", "second", "a new turn", "second of a second turn", "no third"],
+)
+async def test_each_step_of_a_turn_has_its_recording(
+    autojump_clock: MockClock, roles: tuple[Role, ...], name: str
+) -> None:
+    arrivals: Arrivals = []
+    await REPLAY.stream(step_request("demo-tools", *roles), listen(arrivals))
+    assert arrivals == expected(PACKAGED[name], 0.0)
+
+
+async def test_given_recordings_are_for_the_steps(autojump_clock: MockClock) -> None:
+    first, second = PACKAGED["demo-tools"], PACKAGED["gpt4o-short"]
+    provider = ReplayProvider(first, second)
+    for steps, recording in enumerate([first, second, first]):
+        arrivals: Arrivals = []
+        start = trio.current_time()
+        answers: list[Role] = ["assistant"] * steps
+        await provider.stream(step_request("any", "user", *answers), listen(arrivals))
+        assert arrivals == expected(recording, start)
+
+
+async def test_an_answer_of_one_step_is_the_same_at_any_step(autojump_clock: MockClock) -> None:
+    arrivals: Arrivals = []
+    await REPLAY.stream(step_request("gpt4o-short", "user", "assistant", "tool"), listen(arrivals))
+    assert arrivals == expected(PACKAGED["gpt4o-short"], 0.0)
