@@ -1,24 +1,24 @@
-"""Agents from a file, and the two that are built in."""
+"""Agents from a file, and the two that are built in: their records, not how they are built."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import msgspec
 
-from engine import BasicAgent
-from providers.registry import ModelConfig, ProviderConfigError, create_provider, default_model
+from providers.registry import ModelConfig
 
+from .mcp_tools import McpServerConfig
 from .records import AgentRecord
 
 
 class AgentsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole agents file."""
+    """A whole agents file: agents, and the MCP servers that their tools may come from."""
 
     agent: list[AgentRecord] = []
+    mcp_server: list[McpServerConfig] = []
 
 
 class AgentsFileError(ValueError):
@@ -46,21 +46,28 @@ BUILT_IN_AGENTS = (
 
 
 def read_agents_file(path: Path) -> list[AgentRecord]:
-    """The agents that the TOML file declares.
+    """The agents that the TOML file declares. Raises as ``read_whole_agents_file``."""
+    return read_whole_agents_file(path).agent
+
+
+def read_whole_agents_file(path: Path) -> AgentsFile:
+    """What the TOML file declares.
 
     Raises:
-        AgentsFileError: the file cannot be read, is no TOML, has another shape, or names an agent twice.
+        AgentsFileError: the file cannot be read, is no TOML, has another shape, or names an agent or a server twice.
     """
     try:
-        records = msgspec.toml.decode(path.read_bytes(), type=AgentsFile).agent
+        whole = msgspec.toml.decode(path.read_bytes(), type=AgentsFile)
     except OSError as error:
         raise AgentsFileError(f"{path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AgentsFileError(f"{path}: {error}") from error
-    twice = [agent_id for agent_id, count in Counter(record.id for record in records).items() if count > 1]
+    named = [f"agent {record.id!r}" for record in whole.agent]
+    named += [f"MCP server {server.name!r}" for server in whole.mcp_server]
+    twice = [name for name, count in Counter(named).items() if count > 1]
     if twice:
-        raise AgentsFileError(f"{path}: agent {twice[0]!r} is declared twice")
-    return records
+        raise AgentsFileError(f"{path}: {twice[0]} is declared twice")
+    return whole
 
 
 def find_record(agent_id: str, records: Sequence[AgentRecord]) -> AgentRecord:
@@ -73,35 +80,3 @@ def find_record(agent_id: str, records: Sequence[AgentRecord]) -> AgentRecord:
     if agent_id not in known:
         raise UnknownAgentError(f"there is no agent {agent_id!r}; there are: {', '.join(known)}")
     return known[agent_id]
-
-
-def build_agents(
-    records: list[AgentRecord], environment: Mapping[str, str], client: httpx.AsyncClient
-) -> dict[str, BasicAgent]:
-    """The built-in agents and these, by id; a record may take a built-in's place.
-
-    Raises:
-        AgentsFileError: a record's provider cannot be made (unknown, or its key is missing); the text names both.
-    """
-    agents = {}
-    for record in (*BUILT_IN_AGENTS, *records):
-        try:
-            agents[record.id] = build_agent(record, environment, client)
-        except ProviderConfigError as error:
-            raise AgentsFileError(f"agent {record.id!r}: {error}") from error
-    return agents
-
-
-def build_agent(record: AgentRecord, environment: Mapping[str, str], client: httpx.AsyncClient) -> BasicAgent:
-    """The agent of one record. Raises ``ProviderConfigError``."""
-    return BasicAgent(
-        agent_id=record.id,
-        name=record.name,
-        instructions=record.system,
-        provider=create_provider(record.llm_config, environment, client),
-        model=default_model(record.llm_config),
-        temperature=record.llm_config.temperature,
-        max_tokens=record.llm_config.max_tokens,
-        deadlines=record.deadlines,
-        streaming=record.stream,
-    )

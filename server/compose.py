@@ -15,8 +15,9 @@ import trio
 from engine import RunSupervisor
 from providers.http import open_client
 
-from .agents import build_agents, read_agents_file
+from .agents import read_agents_file
 from .app import Services, create_app
+from .factory import build_agents
 from .logs import RunLogger
 from .serving import ServingLimits, serve
 from .sockets import SocketListener, listen_tcp

@@ -15,7 +15,8 @@ import httpx
 from engine import BasicAgent, Message, StreamingAgent
 from providers.http import open_client
 
-from .agents import build_agent, find_record, read_agents_file
+from .agents import find_record, read_agents_file
+from .factory import build_agent
 from .remote import RemoteError, remote_run
 from .terminal import Opening, show_answer, show_summary
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeAlias
 
@@ -13,18 +14,19 @@ import msgspec
 from engine import BasicAgent
 from engine.memory import MemoryUse, Owner
 from engine.run import utc_now
-from engine.tools import Tool, ToolUse
+from engine.tools import ToolUse
 from engine.trace import TraceCollector
 from providers.embeddings import EmbeddingClient
 from providers.registry import ProviderConfigError, create_provider, default_model
 
+from .agents import BUILT_IN_AGENTS, AgentsFileError
 from .embedding_recall import EmbeddingRecall
 from .memory import MemoryStore, StoredMemory
 from .principal import LOCAL
 from .records import AgentRecord
 from .store.database import Database
 from .store.rows import Scope, StoredAgent
-from .tool_registry import ToolSource, UnknownToolError
+from .tool_registry import ToolNameError, ToolRegistry, ToolSource, UnknownToolError
 
 CACHED_AGENTS = 1024
 
@@ -106,14 +108,12 @@ class AgentFactory:
             AgentConfigError: its provider, its tools or its embeddings cannot be had.
             ValueError: the agent is another tenant's.
         """
-        record, home = agent_record, None
-        if isinstance(agent_record, StoredAgent):
-            record, home = agent_record.record, agent_record.tenant_id
-            if tenant_id not in (None, home):
-                raise ValueError(f"agent {record.id!r} is another tenant's")
+        record, home = _record_of(agent_record)
+        if home is not None and tenant_id not in (None, home):
+            raise ValueError(f"agent {record.id!r} is another tenant's")
         built = self._find_or_build(home, record)
         return msgspec.structs.replace(
-            built.agent,
+            self._with_current_tools(built),
             owner=Owner(tenant_id=tenant_id or home or LOCAL, user_id=user_id),
             memories=self._memories_of(built, key_id),
         )
@@ -139,11 +139,16 @@ class AgentFactory:
             self._cache.popitem(last=False)
         return built
 
+    def _with_current_tools(self, built: _Built) -> BasicAgent:
+        """A source's tools come and go (``files.*``), so they are looked up each time."""
+        if not any("." in name for name in built.record.tools):
+            return built.agent
+        with _faults_of(built.record):
+            return msgspec.structs.replace(built.agent, tool_use=self._tool_use(built.record))
+
     def _build(self, record: AgentRecord) -> _Built:
-        try:
+        with _faults_of(record):
             return _Built(record, self._build_agent(record), self._meaning_of(record))
-        except (ProviderConfigError, UnknownToolError, AgentConfigError) as error:
-            raise AgentConfigError(f"agent {record.id!r}: {error}") from error
 
     def _build_agent(self, record: AgentRecord) -> BasicAgent:
         return BasicAgent(
@@ -161,23 +166,16 @@ class AgentFactory:
         )
 
     def _tool_use(self, record: AgentRecord) -> ToolUse:
-        tools = self._find_tools(record)
-        try:
-            return ToolUse(tools=tools, max_steps=record.max_steps, max_tool_calls=record.max_tool_calls)
-        except ValueError as error:  # two of one name
-            raise AgentConfigError(str(error)) from error
-
-    def _find_tools(self, record: AgentRecord) -> tuple[Tool, ...]:
-        """The named tools, and that of a working memory."""
-        names = list(dict.fromkeys(record.tools))
+        names = list(record.tools)
         useless = sorted(MEMORY_TOOLS.intersection(names))
         if useless and not record.memory.enabled:
             raise AgentConfigError(f"its memory is not enabled, so it has no use for {', '.join(useless)}")
         if WORKING_MEMORY_TOOL in names and record.working_memory is None:
-            raise AgentConfigError(f"{WORKING_MEMORY_TOOL} needs a working_memory")
+            raise AgentConfigError(f"{WORKING_MEMORY_TOOL} is of no use without a working_memory")
         if record.working_memory is not None and WORKING_MEMORY_TOOL not in names and self.memories is not None:
             names.append(WORKING_MEMORY_TOOL)
-        return tuple(self._tools.find(names))
+        tools = tuple(self._tools.find(names))
+        return ToolUse(tools=tools, max_steps=record.max_steps, max_tool_calls=record.max_tool_calls)
 
     def _meaning_of(self, record: AgentRecord) -> EmbeddingRecall | None:
         config = record.memory.embeddings
@@ -210,3 +208,36 @@ class AgentFactory:
             )
 
         return memory_of
+
+
+def build_agents(
+    records: Sequence[AgentRecord], environment: Mapping[str, str], client: httpx.AsyncClient
+) -> dict[str, BasicAgent]:
+    """The built-in agents and these, by id, without memory; a record may take a built-in's place.
+
+    Raises:
+        AgentsFileError: a record's agent cannot be built; the text names it and what is missing.
+    """
+    return {record.id: build_agent(record, environment, client) for record in (*BUILT_IN_AGENTS, *records)}
+
+
+def build_agent(record: AgentRecord, environment: Mapping[str, str], client: httpx.AsyncClient) -> BasicAgent:
+    """The agent of one record of a file, without memory, for this program's user. Raises as ``build_agents``."""
+    try:
+        return AgentFactory(None, environment, client, ToolRegistry()).create_chat_agent(record, LOCAL)
+    except AgentConfigError as error:
+        raise AgentsFileError(str(error)) from error
+
+
+def _record_of(agent: AgentRecord | StoredAgent) -> tuple[AgentRecord, str | None]:
+    """The record, and the tenant whose it is: None for the operator's."""
+    return (agent.record, agent.tenant_id) if isinstance(agent, StoredAgent) else (agent, None)
+
+
+@contextmanager
+def _faults_of(record: AgentRecord) -> Iterator[None]:
+    """What cannot be had for the record, with the agent's name."""
+    try:
+        yield
+    except (ProviderConfigError, UnknownToolError, ToolNameError, AgentConfigError) as error:
+        raise AgentConfigError(f"agent {record.id!r}: {error}") from error

@@ -138,7 +138,7 @@ class StoredMemory:
         return await self._database.write(patch_document, self._scope, self._working, patch, self._store.now())
 
     async def save_turn(self, turn: TurnRecord) -> None:
-        """Keep what the run said; see ``Memory``. From the call on, with no checkpoint first, the session's readers wait."""
+        """Keep what the run said; see ``Memory``. From the call on, with no checkpoint before, its readers wait."""
         with self._store.pending.saving(self._session):
             await self._database.write(turns.save_turn, turn, self._store.now())
         if self._meaning is not None:

@@ -20,10 +20,11 @@ from server.agents import (
     AgentRecord,
     AgentsFileError,
     UnknownAgentError,
-    build_agents,
     find_record,
     read_agents_file,
+    read_whole_agents_file,
 )
+from server.factory import build_agents
 from tests.harness.memory_network import MemoryNetwork
 from tests.server.commands import write_agents
 
