@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import msgspec
@@ -17,7 +18,6 @@ from providers.recording import load
 from providers.registry import ModelConfig
 from server.agents import (
     BUILT_IN_AGENTS,
-    AgentRecord,
     AgentsFileError,
     UnknownAgentError,
     find_record,
@@ -25,16 +25,24 @@ from server.agents import (
     read_whole_agents_file,
 )
 from server.factory import build_agents
+from server.mcp_tools import McpServerConfig
+from server.records import AgentRecord, MemorySettings, WorkingMemorySettings
 from tests.harness.memory_network import MemoryNetwork
 from tests.server.commands import write_agents
 
+NEW_USER = {"name": "", "preferences": []}
 EXAMPLE = Path(__file__).parents[2] / "docs" / "agents.toml"
 
 FULL = """
 [[agent]]
 id = "full"
 name = "Everything said"
+description = "More"
 system = "Be brief."
+tools = ["calculator"]
+max_steps = 3
+max_tool_calls = 7
+metadata = { team = "x" }
 
 [agent.llm_config]
 provider = "openai_compatible"
@@ -57,7 +65,18 @@ flush_after = 0.1
 emit_metadata = true
 emit_memory_updates = true
 text_delta_delay_ms = 20
+
+[agent.memory]
+context_window = 4
+recall_limit = 2
+wait = 0.5
+embeddings = { provider = "ollama" }
+
+[agent.working_memory]
+template = { name = "" }
+max_bytes = 100
 """
+SERVER = '[[mcp_server]]\nname = "files"\ncommand = "serve-files"\n'
 LEAST = '[[agent]]\nid = "least"\nllm_config = { provider = "replay", model = "gpt4o-short" }\n'
 
 
@@ -87,7 +106,16 @@ class TestReading:
         assert record == AgentRecord(
             id="full",
             name="Everything said",
+            description="More",
             system="Be brief.",
+            tools=("calculator",),
+            max_steps=3,
+            max_tool_calls=7,
+            metadata={"team": "x"},
+            memory=MemorySettings(
+                context_window=4, recall_limit=2, wait=0.5, embeddings=ModelConfig(provider="ollama")
+            ),
+            working_memory=WorkingMemorySettings(template={"name": ""}, max_bytes=100),
             llm_config=ModelConfig(
                 provider="openai_compatible",
                 model="m",
@@ -114,6 +142,14 @@ class TestReading:
     def test_several_agents_in_their_order(self, tmp_path: Path) -> None:
         assert [record.id for record in read(tmp_path, LEAST + FULL)] == ["least", "full"]
 
+    def test_mcp_servers(self, tmp_path: Path) -> None:
+        whole = read_whole_agents_file(write_agents(tmp_path, SERVER + LEAST))
+        assert whole.mcp_server == [McpServerConfig(name="files", command="serve-files")]
+        assert [record.id for record in whole.agent] == ["least"]
+
+    def test_an_agent_and_a_server_may_have_one_name(self, tmp_path: Path) -> None:
+        assert len(read(tmp_path, SERVER + LEAST.replace("least", "files"))) == 1
+
     def test_an_empty_file_declares_none(self, tmp_path: Path) -> None:
         assert read(tmp_path, "") == []
 
@@ -137,6 +173,20 @@ class TestRefusing:
             (LEAST + "[agent.deadlines]\nsum = 1", "unknown field `sum` - at `$.agent[0].deadlines`"),
             (LEAST + "[agent.stream]\nsize = 1", "unknown field `size` - at `$.agent[0].stream`"),
             (LEAST + LEAST, "agent 'least' is declared twice"),
+            (LEAST + "[agent.memory]\nsize = 1", "unknown field `size` - at `$.agent[0].memory`"),
+            (LEAST + "[agent.memory]\nwait = 11", "`float` <= 10.0 - at `$.agent[0].memory.wait`"),
+            (LEAST + "[agent.memory]\ncontext_window = -1", "$.agent[0].memory.context_window"),
+            (
+                LEAST + "[agent.working_memory]\nmax_bytes = 20\ntemplate = { a = '語語語語語' }",
+                "the template is 23 bytes of JSON, over its max_bytes of 20 - at `$.agent[0].working_memory`",
+            ),
+            (
+                LEAST + "memory = { enabled = false }\nworking_memory = {}",
+                "an agent whose memory is not enabled has no working_memory - at `$.agent[0]`",
+            ),
+            (LEAST + "max_steps = 0", "$.agent[0].max_steps"),
+            ('[[mcp_server]]\nname = "files"', "MCP server 'files': give either a command or a url"),
+            (SERVER + SERVER, "MCP server 'files' is declared twice"),
         ],
     )
     def test_another_shape(self, tmp_path: Path, text: str, said: str) -> None:
@@ -264,6 +314,8 @@ class TestTheExample:
         async with self.agents() as agents:
             assert agents["assistant"].deadlines == Deadlines()
             assert agents["assistant"].streaming == StreamingConfig()
+            assert read_agents_file(EXAMPLE)[0].memory == MemorySettings()
+            assert read_agents_file(EXAMPLE)[0].working_memory == WorkingMemorySettings(template=NEW_USER)
             assert agents["local"].deadlines == msgspec.structs.replace(Deadlines(), first_token=110)
 
     async def test_its_replay_answers(self, autojump_clock: object) -> None:
@@ -275,26 +327,35 @@ class TestTheExample:
     def test_what_is_commented_out_could_be_said(self, tmp_path: Path) -> None:
         lines = [uncommented(line) for line in EXAMPLE.read_text().splitlines()]
         assert lines != EXAMPLE.read_text().splitlines()
-        assistant, local, *_ = read(tmp_path, "\n".join(lines))
+        whole = read_whole_agents_file(write_agents(tmp_path, "\n".join(lines)))
+        assistant, local, *_ = whole.agent
         assert assistant.llm_config.api_key_env == "OPENAI_API_KEY"
         assert assistant.stream.text_delta_delay_ms == 20
         assert local.llm_config.api_key_env == "LOCAL_KEY"
+        assert assistant.memory.embeddings == ModelConfig(provider="openai", model="text-embedding-3-small")
+        assert [server.name for server in whole.mcp_server] == ["files", "tickets"]
 
     def test_it_names_every_field(self) -> None:
         named = EXAMPLE.read_text()
-        assert [field for field in fields_of(AgentRecord) if f"{field} = " not in named] == []
+        fields = [*fields_of(AgentRecord), *fields_of(ModelConfig), *fields_of(McpServerConfig)]
+        assert [field for field in fields if f"{field} = " not in named and field != "llm_config"] == []
 
 
 def uncommented(line: str) -> str:
-    """The line without a ``#`` in front of a setting."""
+    """The line without a ``#`` in front of a setting or a table."""
     setting = line.removeprefix("# ")
-    return setting if setting.partition(" = ")[0].isidentifier() else line
+    return setting if setting.partition(" = ")[0].isidentifier() or setting == "[[mcp_server]]" else line
 
 
 def fields_of(record: type[msgspec.Struct]) -> Iterator[str]:
     """Names of the struct's fields, those of a struct in it instead of its own."""
     for field in msgspec.structs.fields(record):
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            yield from fields_of(field.type)
+        inner = [kind for kind in (field.type, *get_args(field.type)) if is_struct(kind)]
+        if inner and inner[0] is not ModelConfig:
+            yield from fields_of(inner[0])
         else:
             yield field.name
+
+
+def is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
