@@ -69,7 +69,7 @@ class Gatekeeper:
         return self._keyed
 
     async def open_run(self, principal: Principal) -> RunSlot:
-        """Take the place of one run, the caller's to close or to bind to its run.
+        """Take the place of one run, the caller's to close or to hand to its run, see ``RunSlot``.
 
         Raises:
             ApiError: 429 for too many runs at once or the day's tokens used up, 503 while the store does not answer.

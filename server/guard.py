@@ -49,7 +49,7 @@ def check_binding(host: str, keyed: bool) -> None:
 
 
 def _addresses(host: str) -> set[str]:
-    """What listening on the host would bind, as ``sockets.listen_tcp`` finds it. Brackets and a last dot are let pass."""
+    """What ``sockets.listen_tcp`` would bind. A last dot, and brackets, are not what a resolver knows."""
     name = host.removeprefix("[").removesuffix("]").removesuffix(".")
     found = socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return {str(address[0]) for *_, address in found}

@@ -17,7 +17,6 @@ from math import ceil, inf
 import trio
 
 from engine import Run, Usage
-from engine.observer import SilentObserver
 from engine.run import utc_now
 
 from .availability import ReadableStore, or_unavailable
@@ -32,16 +31,21 @@ _ROUNDING = 1e-6
 
 
 class RunSlot:
-    """The place of one run among those of its key. Given back once, however often it is closed."""
+    """The place of one run among those of its key. Given back once, however often it is closed.
+
+    It is the run's from ``RunSpec.on_ended=slot.run_ended`` on; if the run cannot be started after all, ``close`` it.
+    """
 
     def __init__(self, limiter: KeyLimiter, key_id: str | None) -> None:
         self.key_id = key_id
         self._limiter = limiter
         self._open = True
 
-    def bind(self, run: Run) -> None:
-        """Leave the closing to the run's end. Call it where the run is started, without waiting in between."""
-        self._limiter.bind(run, self)
+    def run_ended(self, run: Run) -> None:
+        """Give the place back and count the run's tokens; for ``RunSpec.on_ended``."""
+        if self._open:
+            self._limiter.spend(self.key_id, run.usage)
+        self.close()
 
     def close(self) -> None:
         """Give the place back."""
@@ -58,8 +62,8 @@ class _Day:
         self.tokens = tokens
 
 
-class KeyLimiter(SilentObserver):
-    """Counts for all keys of this process. It observes runs: an ended one gives its place back and its tokens count."""
+class KeyLimiter:
+    """Counts for all keys of this process; the local user, who has no key, has no limits."""
 
     def __init__(self, store: ReadableStore, wall_clock: Callable[[], datetime] = utc_now) -> None:
         self._store = store
@@ -69,7 +73,6 @@ class KeyLimiter(SilentObserver):
         self._runs: dict[str, int] = {}
         self._days: dict[str, _Day] = {}
         self._reading = trio.Lock()
-        self._slots: dict[str, RunSlot] = {}
 
     def count_request(self, principal: Principal) -> None:
         """Count one request. A refused one does not count, so that a client that waits as told is let in.
@@ -92,7 +95,7 @@ class KeyLimiter(SilentObserver):
         self._due[principal.key_id] = due
 
     def run_slot(self, principal: Principal) -> RunSlot:
-        """Take the place of one run; whoever takes it binds it to the run or closes it.
+        """Take the place of one run, see ``RunSlot``.
 
         Raises:
             ApiError: 429 with ``Retry-After``: nobody knows when a run ends.
@@ -112,21 +115,6 @@ class KeyLimiter(SilentObserver):
             self._runs[key_id] -= 1
             if not self._runs[key_id]:
                 del self._runs[key_id]
-
-    def bind(self, run: Run, slot: RunSlot) -> None:
-        """For ``RunSlot.bind``: close the slot when the run ends, at once if it has."""
-        if run.log.ended:
-            slot.close()
-            self.spend(slot.key_id, run.usage)
-        else:
-            self._slots[run.id] = slot
-
-    def run_ended(self, run: Run) -> None:
-        """Give the run's place back and count its tokens. Runs without a slot cost nothing."""
-        slot = self._slots.pop(run.id, None)
-        if slot is not None:
-            slot.close()
-            self.spend(slot.key_id, run.usage)
 
     async def check_tokens(self, principal: Principal) -> None:
         """Whether the key may start another run today.

@@ -13,6 +13,7 @@ from quart import Request
 from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, RunSpec, StreamingConfig
 
 from .errors import ApiError
+from .json_depth import MAX_JSON_DEPTH, is_too_deep
 
 JSON_MEDIA_TYPE = "application/json"
 MAX_BODY_BYTES = 2**20
@@ -82,15 +83,20 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 async def read_json(request: Request, kind: type[Body], media_types: Sequence[str] = (JSON_MEDIA_TYPE,)) -> Body:
     """The request's body, of one of these content types, as that type. Quart bounds its size and time (413, 408).
 
+    Of a field that is there twice the last one counts; nothing before or behind us reads the same bytes otherwise.
+
     Raises:
-        ApiError: 415 for another content type, 400 for what is no JSON, 422 for JSON of another shape.
+        ApiError: 415 for another content type, 400 for what is no JSON or nests too deep, 422 for JSON of another shape.
     """
     if request.mimetype not in media_types:
         raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"send the body as Content-Type: {media_types[0]}")
     body = await request.get_data(cache=False)
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise ApiError(422, "VALIDATION_ERROR", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "INVALID_JSON", f"the body is not valid JSON: {error}") from error
+    if is_too_deep(body):
+        raise ApiError(400, "INVALID_JSON", f"the body nests deeper than {MAX_JSON_DEPTH} levels")
+    return decoded
