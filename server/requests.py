@@ -91,6 +91,7 @@ async def read_json(request: Request, kind: type[Body], media_types: Sequence[st
     if request.mimetype not in media_types:
         raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"send the body as Content-Type: {media_types[0]}")
     body = await request.get_data(cache=False)
+    assert isinstance(body, bytes), "no text was asked for"
     try:
         decoded = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
