@@ -166,7 +166,7 @@ class StoredMemory:
         if self._meaning is not None:
             left = vectors_until - trio.current_time()
             by_meaning = await self._meaning.nearest(self._scope, text, _more_than(limit, shown), left)
-        fitting = self._new_ones(fused(by_words, by_meaning), shown)
+        fitting = self._new_ones(fused(by_words, by_meaning), shown, {text} if without_shown else set())
         return tuple(_entry(memory) for memory in islice(fitting, limit))
 
     def _find_by_words(
@@ -180,9 +180,10 @@ class StoredMemory:
             shown = frozenset(message.content for message in history if message.role == "user")
         return memories.search_memories(connection, self._scope, text, _more_than(limit, shown)), shown
 
-    def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
-        """Without the message under way, what the history shows, and a text that came before."""
-        seen: set[str] = set()
+    def _new_ones(
+        self, found: Sequence[rows.StoredMemory], shown: frozenset[str], seen: set[str]
+    ) -> Iterator[rows.StoredMemory]:
+        """Without the message under way, what the history shows, and a text that came before, as those ``seen``."""
         for memory in found:
             in_history = memory.session_id == self._session_id and memory.kind == "said" and memory.text in shown
             if memory.id != self._run_id and not in_history and memory.text not in seen:
