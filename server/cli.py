@@ -1,4 +1,4 @@
-"""The command line: ``lumos serve | chat | record | replay | providers``. Every option is also a variable."""
+"""The command line: ``lumos serve | chat | keys | record | replay | providers``. Every option is also a variable."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import datetime
 import io
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_support import database_option, give_up, option, run
+from .key_commands import keys
+
 if TYPE_CHECKING:
     from providers.recording import Recording
+
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -42,14 +45,6 @@ def address(value: str) -> str:
     raise click.BadParameter("name an address; 0.0.0.0 is every one of this machine")
 
 
-def _option(
-    name: str, *names: str, prefix: str = "LUMOS_", **settings: Any
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option that is also the variable ``LUMOS_NAME``, and says so in the help."""
-    variable = prefix + name.removeprefix("--").replace("-", "_").upper()
-    return click.option(name, *names, envvar=variable, show_envvar=True, **settings)
-
-
 @click.group("lumos", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="lumos-stream")
 def main() -> None:
@@ -62,42 +57,56 @@ def main() -> None:
 
 
 @main.command()
-@_option("--host", default="127.0.0.1", show_default=True, type=address, help="Address to listen on.")
-@_option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
-@_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
-@_option(
+@option("--host", default="127.0.0.1", show_default=True, type=address, help="Address to listen on.")
+@option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one.")
+@option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
+@option(
     "--log-level",
     default="info",
     show_default=True,
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
     help="Least level logged.",
 )
-@_option(
+@option(
     "--resume-grace",
     default=5.0,
     show_default=True,
     type=seconds,
     help="How long a run goes on without a reader.",
 )
-@_option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
-def serve(host: str, port: int, agents: Path | None, log_level: str, resume_grace: float, drain: float) -> None:
+@option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
+@database_option
+@option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")
+@option("--allow-provider-host", multiple=True, help="Host that tenants' admins may set as base_url. May be repeated.")
+@option("--allow-key-variable", multiple=True, help="Variable that they may name for a key. May be repeated.")
+def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
     from .compose import ServerSettings, run_server
     from .logs import configure_logging
 
     configure_logging(log_level)
-    settings = ServerSettings(host=host, port=port, agents_file=agents, resume_grace=resume_grace, drain=drain)
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        agents_file=agents,
+        database_url=options["database_url"],
+        resume_grace=options["resume_grace"],
+        drain=options["drain"],
+        cors_origins=options["cors_origin"],
+        allowed_provider_hosts=options["allow_provider_host"],
+        allowed_key_variables=options["allow_key_variable"],
+    )
     try:
-        _run(run_server, settings)
+        run(run_server, settings)
     except OSError as error:
-        _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
 
 
 @main.command()
 @click.argument("message", required=False)
-@_option("--agent", default="demo", show_default=True, help="The agent's id.")
-@_option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
-@_option("--url", help="A running server to talk to, instead of an agent in this process.")
+@option("--agent", default="demo", show_default=True, help="The agent's id.")
+@option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
+@option("--url", help="A running server to talk to, instead of an agent in this process.")
 def chat(message: str | None, agent: str, agents: Path | None, url: str | None) -> None:
     """Stream an answer in the terminal, with TTFB and tokens/s.
 
@@ -106,21 +115,21 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
     from .conversation import converse
 
     if message is not None and not message.strip():
-        _give_up("the message is blank")
-    sys.exit(0 if _run(converse, agent, agents, url, message) else 1)
+        give_up("the message is blank")
+    sys.exit(0 if run(converse, agent, agents, url, message) else 1)
 
 
 @main.command()
-@_option("--provider", help="Whom to ask, by the names of `lumos providers`.  [default: any OpenAI-compatible API]")
-@_option("--base-url", help="Where the API is, as https://api.openai.com/v1.  [default: the provider's]")
-@_option("--model", help="The model's name there.  [default: the provider's]")
-@_option("--prompt", help="What to ask.")
-@_option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
-@_option("--output", required=True, type=_FILE, help="The .jsonl file to write.")
-@_option("--force", is_flag=True, help="Replace the file if it is there.")
-@_option("--import", "imported", type=_FILE, help="Ask nobody: take aimock fixtures, a vLLM benchmark or a trace.")
-@_option("--index", type=click.IntRange(min=1), help="Which answer of the imported file.  [default: all]")
-@_option("--seed", default=0, show_default=True, help="Of what the imported file leaves to chance.")
+@option("--provider", help="Whom to ask, by the names of `lumos providers`.  [default: any OpenAI-compatible API]")
+@option("--base-url", help="Where the API is, as https://api.openai.com/v1.  [default: the provider's]")
+@option("--model", help="The model's name there.  [default: the provider's]")
+@option("--prompt", help="What to ask.")
+@option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
+@option("--output", required=True, type=_FILE, help="The .jsonl file to write.")
+@option("--force", is_flag=True, help="Replace the file if it is there.")
+@option("--import", "imported", type=_FILE, help="Ask nobody: take aimock fixtures, a vLLM benchmark or a trace.")
+@option("--index", type=click.IntRange(min=1), help="Which answer of the imported file.  [default: all]")
+@option("--seed", default=0, show_default=True, help="Of what the imported file leaves to chance.")
 @click.pass_context
 def record(context: click.Context, /, output: Path, force: bool, **options: Any) -> None:
     """Record an answer with its timing and its bytes, or import one."""
@@ -130,7 +139,7 @@ def record(context: click.Context, /, output: Path, force: bool, **options: Any)
             return
         complete = _record(context, output, force, **options)
     except OSError as error:
-        _give_up(_file_trouble(error, output))
+        give_up(_file_trouble(error, output))
     sys.exit(0 if complete else 1)
 
 
@@ -151,15 +160,15 @@ def _record(
     from .recording_session import check_output, record_answer
 
     needed = {"prompt": prompt} if provider else {"base_url": base_url, "model": model, "prompt": prompt}
-    for option in context.command.params:
-        if option.name in needed and not needed[option.name]:
-            raise click.MissingParameter(ctx=context, param=option)
+    for parameter in context.command.params:
+        if parameter.name in needed and not needed[parameter.name]:
+            raise click.MissingParameter(ctx=context, param=parameter)
     config = ModelConfig(
         provider=provider or "openai_compatible", model=model or "", base_url=base_url, api_key_env=api_key_env
     )
     check_output(output, force=force)
     today = datetime.datetime.now(datetime.UTC).date()
-    return _run(record_answer, config, prompt, output, today, os.environ)
+    return run(record_answer, config, prompt, output, today, os.environ)
 
 
 def _import(output: Path, force: bool, *, imported: Path, index: int | None, seed: int, **_: object) -> None:
@@ -170,18 +179,18 @@ def _import(output: Path, force: bool, *, imported: Path, index: int | None, see
     try:
         import_file(imported, output, index=index, seed=seed, force=force)
     except UnknownImportError as error:
-        _give_up(str(error))
+        give_up(str(error))
 
 
 @main.command()
 @click.argument("name", required=False)
-@_option("--list", "list_them", is_flag=True, help="List the packaged recordings.")
-@_option("--measure", is_flag=True, help="Replay over a real socket and show how exact the times are.")
-@_option(
+@option("--list", "list_them", is_flag=True, help="List the packaged recordings.")
+@option("--measure", is_flag=True, help="Replay over a real socket and show how exact the times are.")
+@option(
     "--serve", "serve_it", is_flag=True, help="Mock the vendors' APIs with it; without NAME, models name recordings."
 )
-@_option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
-@_option(
+@option("--provider", "providers", multiple=True, help="Whose API to mock; may be repeated.  [default: all]")
+@option(
     "--host",
     prefix=_REPLAY,
     default="127.0.0.1",
@@ -189,7 +198,7 @@ def _import(output: Path, force: bool, *, imported: Path, index: int | None, see
     type=address,
     help="Address that the mock listens on.",
 )
-@_option(
+@option(
     "--port",
     prefix=_REPLAY,
     default=8081,
@@ -214,7 +223,7 @@ def replay(
         from .measure import show_accuracy as show
     else:
         from .recording_session import show_replay as show
-    sys.exit(0 if _run(show, recording) else 1)
+    sys.exit(0 if run(show, recording) else 1)
 
 
 @main.group(invoke_without_command=True)
@@ -229,9 +238,9 @@ def providers(context: click.Context) -> None:
 
 @providers.command()
 @click.argument("name")
-@_option("--model", help="The model's name there.  [default: the provider's]")
-@_option("--base-url", help="Where the API is.  [default: the provider's]")
-@_option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
+@option("--model", help="The model's name there.  [default: the provider's]")
+@option("--base-url", help="Where the API is.  [default: the provider's]")
+@option("--api-key-env", help="The environment variable that holds the key.  [default: the provider's]")
 def check(name: str, model: str | None, base_url: str | None, api_key_env: str | None) -> None:
     """Make one tiny real call to provider NAME."""
     from providers.registry import ModelConfig
@@ -239,7 +248,10 @@ def check(name: str, model: str | None, base_url: str | None, api_key_env: str |
     from .provider_table import check_provider
 
     config = ModelConfig(provider=name, model=model or "", base_url=base_url, api_key_env=api_key_env)
-    sys.exit(0 if _run(check_provider, config, os.environ) else 1)
+    sys.exit(0 if run(check_provider, config, os.environ) else 1)
+
+
+main.add_command(keys)
 
 
 def _load(name: str) -> Recording:
@@ -248,9 +260,9 @@ def _load(name: str) -> Recording:
     try:
         return load(name)
     except RecordingError as error:
-        _give_up(str(error))
+        give_up(str(error))
     except OSError as error:
-        _give_up(_file_trouble(error, name))
+        give_up(_file_trouble(error, name))
 
 
 def _serve_vendors(recording: Recording | None, providers: tuple[str, ...], host: str, port: int) -> None:
@@ -261,11 +273,11 @@ def _serve_vendors(recording: Recording | None, providers: tuple[str, ...], host
     try:
         mocked = mocked_providers(providers)
     except ValueError as error:
-        _give_up(str(error))
+        give_up(str(error))
     try:
-        _run(serve_vendors, recording, mocked, host, port)
+        run(serve_vendors, recording, mocked, host, port)
     except OSError as error:
-        _give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
 
 
 def _list_recordings() -> None:
@@ -277,30 +289,5 @@ def _list_recordings() -> None:
         click.echo(f"{name:16} {duration:7.2f} s {len(recording.reads):5} reads  {recording.header.title}")
 
 
-def _run(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Run a command's work. What its user can mend ends the command in one line."""
-    import trio
-
-    from providers.network import NetworkConfigError
-    from providers.registry import ProviderConfigError
-
-    from .agents import AgentsFileError, UnknownAgentError
-    from .remote import RemoteError
-
-    try:
-        return trio.run(function, *arguments)
-    except (AgentsFileError, NetworkConfigError, ProviderConfigError, RemoteError, UnknownAgentError) as error:
-        _give_up(str(error))
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt):  # out of a nursery, before the command minded Ctrl-C itself
-            raise click.Abort from group
-        raise
-
-
 def _file_trouble(error: OSError, path: Path | str) -> str:
     return f"{error.filename or path}: {error.strerror or error}"
-
-
-def _give_up(message: str) -> NoReturn:
-    click.secho(f"lumos: {message}", fg="red", err=True)
-    sys.exit(1)

@@ -1,11 +1,13 @@
-"""The composition root: the one place where settings become listeners, agents, supervisor and app."""
+"""The composition root: the one place where settings become listeners, agents, store, supervisor and app."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,33 +15,63 @@ import structlog
 import trio
 
 from engine import RunSupervisor
+from engine.trace import InMemoryTraces
 from providers.http import open_client
 
-from .agents import read_agents_file
-from .app import Services, create_app
-from .factory import build_agents
-from .logs import RunLogger
+from .agents import AgentsFile, AgentsFileError, read_whole_agents_file
+from .app import create_app
+from .auth import Gatekeeper
+from .cors import Cors
+from .directory import AgentDirectory
+from .factory import AgentConfigError, AgentFactory
+from .guard import RequestGuard, check_binding
+from .logs import RunLogger, flush_log
+from .mcp_tools import McpServers
+from .provider_policy import ProviderPolicy
+from .records import AgentRecord
+from .services import Services
 from .serving import ServingLimits, serve
 from .sockets import SocketListener, listen_tcp
+from .store.database import Database
+from .store.keys import any_keys
+from .tool_registry import ToolRegistry
 
 _logger = structlog.get_logger("lumos")
+
+DEFAULT_DATABASE_URL = "sqlite:///lumos.db"
+
+CLEANUP_SECONDS = 5.0
+"""What tasks that do not let themselves be cancelled (a tool of somebody's) get before the process leaves them."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``lumos serve`` takes. Times in seconds.
 
     Attributes:
-        agents_file: TOML with ``[[agent]]`` tables, beside the built-in agents.
+        database_url: where agents, sessions, memories and keys are.
+        agents_file: TOML with ``[[agent]]`` and ``[[mcp_server]]`` tables, beside the built-in agents.
         resume_grace: how long a run goes on after its last reader has left.
         drain: how long running streams may go on after SIGTERM.
+        cors_origins: whose pages may use the server from a browser.
+        allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
+        traces: how many runs' traces are kept in memory.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    database_url: str = DEFAULT_DATABASE_URL
     agents_file: Path | None = None
     resume_grace: float = 5.0
     drain: float = 30.0
+    cors_origins: tuple[str, ...] = ()
+    allowed_provider_hosts: tuple[str, ...] = ()
+    allowed_key_variables: tuple[str, ...] = ()
+    traces: int = 200
     limits: ServingLimits = ServingLimits()
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the text says which and why."""
 
 
 async def run_server(settings: ServerSettings) -> None:
@@ -48,27 +80,80 @@ async def run_server(settings: ServerSettings) -> None:
     A second signal ends everything without waiting.
 
     Raises:
-        AgentsFileError: the agents file cannot be used.
+        AgentsFileError: the agents file cannot be used, or an agent of it cannot be built (its key is missing, say).
+        McpConfigError: an MCP server of it cannot be used.
+        BindingRefusedError: others could reach a server without keys.
+        DatabaseError: the database cannot be opened.
         NetworkConfigError: the environment names no usable proxy or certificates.
         OSError: the address cannot be bound.
+        SettingsError: what should be an origin, a host or a variable is none.
     """
-    records = read_agents_file(settings.agents_file) if settings.agents_file else []
-    async with open_client(environment=os.environ) as client:
-        agents = build_agents(records, os.environ, client)
-        listeners = listen_tcp(settings.host, settings.port)
-        async with trio.open_nursery() as runs:
-            supervisor = RunSupervisor(runs, RunLogger())
-            app = create_app(Services(agents, supervisor, settings.resume_grace))
-            stopping = trio.Event()
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                _tune_garbage_collector()
-                _logger.info("server.started", url=base_url(listeners[0]), agents=sorted(agents))
-                async with trio.open_nursery() as watching:
-                    watching.start_soon(_drain_at_signal, signals, supervisor, settings.drain, stopping)
-                    await serve(app, listeners, stopping, settings.limits)
-                    watching.cancel_scope.cancel(reason="serving has ended")
-            runs.cancel_scope.cancel(reason="the server has ended")
+    declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
+    with ExitStack() as leaving, closing(Database.open(settings.database_url)) as database:
+        keyed = await database.read(any_keys)
+        check_binding(settings.host, keyed)
+        cors, policy = _allowed(settings, keyed)
+        async with open_client(environment=os.environ) as client, trio.open_nursery() as background:
+            servers = McpServers(declared.mcp_server, os.environ)
+            registry = ToolRegistry(servers.by_name)
+            traces = InMemoryTraces(settings.traces)
+            factory = AgentFactory(database, os.environ, client, registry, traces=traces)
+            _check_agents(declared.agent, factory)
+            listeners = listen_tcp(settings.host, settings.port)
+            await background.start(servers.run)
+            if factory.memories is not None:
+                background.start_soon(factory.memories.backlog.work)
+            async with trio.open_nursery() as runs:
+                gatekeeper = Gatekeeper(database)
+                services = Services(
+                    agents={},
+                    supervisor=RunSupervisor(runs, RunLogger()),
+                    resume_grace=settings.resume_grace,
+                    directory=AgentDirectory(declared.agent, database),
+                    factory=factory,
+                    database=database,
+                    gatekeeper=gatekeeper,
+                    guard=RequestGuard(gatekeeper.is_keyed, cors),
+                    traces=traces,
+                    policy=policy,
+                    tools=registry,
+                )
+                await _serve_until_signal(services, listeners, settings)
+                runs.cancel_scope.cancel(reason="the server has ended")
+                leaving.enter_context(_leave_after(CLEANUP_SECONDS))
+            background.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
+
+
+def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy]:
+    try:
+        policy = ProviderPolicy.allowing(settings.allowed_provider_hosts, settings.allowed_key_variables)
+        return Cors(settings.cors_origins, keyed=keyed), policy
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _check_agents(records: list[AgentRecord], factory: AgentFactory) -> None:
+    """Refuse a file with an agent that cannot be built. MCP servers' tools are not asked for: they come and go."""
+    for record in records:
+        own_tools = tuple(name for name in record.tools if "." not in name)
+        try:
+            factory.check(msgspec.structs.replace(record, tools=own_tools))
+        except AgentConfigError as error:
+            raise AgentsFileError(str(error)) from error
+
+
+async def _serve_until_signal(services: Services, listeners: list[SocketListener], settings: ServerSettings) -> None:
+    stopping = trio.Event()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        _tune_garbage_collector()
+        agents = [record.id for record in services.directory.operators()] if services.directory else []
+        database = services.database.name if services.database else None
+        _logger.info("server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database)
+        async with trio.open_nursery() as watching:
+            watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping)
+            await serve(create_app(services), listeners, stopping, settings.limits)
+            watching.cancel_scope.cancel(reason="serving has ended")
 
 
 async def _drain_at_signal(
@@ -102,3 +187,24 @@ def _tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@contextmanager
+def _leave_after(seconds: float) -> Iterator[None]:
+    """End the process if leaving the block takes longer: a tool that does not let itself be cancelled must not hold it.
+
+    A thread does it, because such a task may be the only one that still gets to run.
+    """
+
+    def leave() -> None:
+        _logger.error("server.left", reason="tasks do not let themselves be cancelled", waited_seconds=seconds)
+        flush_log()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

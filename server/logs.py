@@ -118,6 +118,13 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
+def flush_log() -> None:
+    """Block until what was logged is written, for ``FLUSH_SECONDS`` at most: for who leaves without ``atexit``."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, LogOutput):
+            handler.stream.wait_written()
+
+
 def _open_output(processors: list[Any]) -> LogOutput:
     """The output to standard error, flushed at exit; its own line looks like the others and has no level to pass."""
     warnings = structlog.make_filtering_bound_logger(logging.WARNING)
