@@ -151,6 +151,8 @@ def natural_logarithm(value: Number) -> Number:
     """The logarithm to base e."""
     _positive(value)
     if isinstance(value, Fraction):
+        if abs(value - 1) < 0.5:  # the difference of two logarithms would lose digits here
+            return math.log1p(value - 1)
         return math.log(value.numerator) - math.log(value.denominator)
     return math.log(value)
 
