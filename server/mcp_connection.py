@@ -164,8 +164,14 @@ class Session:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
-            with trio.fail_after(self._start_seconds):
-                listed(await self._list_tools(client))
+            try:
+                with trio.fail_after(self._start_seconds):
+                    tools = await self._list_tools(client)
+            except MCPError:
+                if self._nursery is None:  # it has ended, and not by this
+                    return
+                raise
+            listed(tools)
 
     async def _hear_notification(self, message: object) -> None:
         if isinstance(message, types.ToolListChangedNotification):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.util import find_spec
 from math import inf, isfinite
@@ -110,6 +110,7 @@ class McpServer:
         state: ``down`` means that it is started again after a delay.
         fault: why it is down, for the operator; None while it is up.
         tried: its first start has succeeded or failed.
+        on_listed: called when its tools have been listed, again after each change. Synchronous.
     """
 
     def __init__(self, config: McpServerConfig, environment: Mapping[str, str]) -> None:
@@ -117,6 +118,7 @@ class McpServer:
         self.state: ServerState = "starting"
         self.fault: str | None = None
         self.tried = trio.Event()
+        self.on_listed: Callable[[], None] = lambda: None
         self._config = config
         self._environment = environment
         self._tools: dict[str, McpTool] = {}
@@ -212,6 +214,7 @@ class McpServer:
             self.state, self.fault = "up", None
             self._up.set()
             self.tried.set()
+        self.on_listed()
 
     def _closed(self) -> None:
         self._session = None

@@ -1,7 +1,8 @@
 """An MCP server over its standard input and output, or over HTTP, for tests. Its behaviour is in its arguments.
 
-``http``: on a port of its own choice, which it prints. ``stubborn``: ignores SIGTERM and the end of its input.
-``mute``: never answers. ``noisy``: prints what is no message, and more than a log wants.
+``http PORT``: on that port or, if 0, one of its own choice, which it prints; wants ``TOKEN``, if set, in a header.
+``stubborn``: ignores SIGTERM and the end of its input. ``mute``: never answers.
+``noisy``: prints what is no message, and more than a log wants.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import uvicorn
@@ -50,7 +52,7 @@ def crash() -> str:
 
 @server.tool(structured_output=False)
 async def wait_cancelled(started: str, cancelled: str) -> str:
-    """Wait for ever; files tell that it began and that it was cancelled. They are pipes, opened by who waits for them."""
+    """Wait for ever; files tell that it began and that it was cancelled. Named pipes, for who waits."""
     tell(started)
     try:
         await anyio.sleep_forever()
@@ -123,11 +125,11 @@ def main(arguments: list[str]) -> None:
     if "stubborn" in arguments:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "noisy" in arguments:
-        print("hello, I am no message", flush=True)
+        say("hello, I am no message")
         for number in range(1000):
-            print(f"line {number} " + "x" * 1000, file=sys.stderr, flush=True)
+            sys.stderr.write(f"line {number} {'x' * 1000}\n")
     if "http" in arguments:
-        serve_http()
+        serve_http(int(arguments[-1]))
     elif "mute" in arguments:
         sys.stdin.read()
     else:
@@ -136,11 +138,25 @@ def main(arguments: list[str]) -> None:
         time.sleep(3600)
 
 
-def serve_http() -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def serve_http(port: int) -> None:
+    listener = socket.create_server(("127.0.0.1", port))
     app = server.streamable_http_app()
-    uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listener])
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        token = os.environ.get("TOKEN", "").encode()
+        if token and scope["type"] == "http" and (b"authorization", b"Bearer " + token) not in scope["headers"]:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await app(scope, receive, send)
+
+    say(str(listener.getsockname()[1]))
+    uvicorn.Server(uvicorn.Config(guarded, log_level="critical")).run([listener])
 
 
 if __name__ == "__main__":
