@@ -13,8 +13,10 @@ from pathlib import Path
 import msgspec
 import structlog
 import trio
+from sqlalchemy import Connection
 
 from engine import RunSupervisor
+from engine.run import utc_now
 from engine.trace import InMemoryTraces
 from providers.http import open_client
 
@@ -34,6 +36,7 @@ from .serving import ServingLimits, serve
 from .sockets import SocketListener, listen_tcp
 from .store.database import Database
 from .store.keys import any_keys
+from .store.turns import interrupt_runs
 from .tool_registry import ToolRegistry
 
 _logger = structlog.get_logger("lumos")
@@ -89,7 +92,11 @@ async def run_server(settings: ServerSettings) -> None:
         SettingsError: what should be an origin, a host or a variable is none.
     """
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
-    with ExitStack() as leaving, closing(Database.open(settings.database_url)) as database:
+    with (
+        ExitStack() as leaving,
+        closing(Database.open(settings.database_url)) as database,
+        database.present(_end_runs_of_the_dead),
+    ):
         keyed = await database.read(any_keys)
         check_binding(settings.host, keyed)
         cors, policy = _allowed(settings, keyed)
@@ -123,6 +130,13 @@ async def run_server(settings: ServerSettings) -> None:
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))
             background.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
+
+
+def _end_runs_of_the_dead(c: Connection) -> None:
+    """Runs that a server left under way when it died: no other is there, so nobody goes on with them."""
+    now = utc_now().isoformat(timespec="microseconds")
+    if interrupted := interrupt_runs(c, now, started_before=now):
+        _logger.warning("runs.interrupted", runs=interrupted)
 
 
 def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy]:

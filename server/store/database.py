@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
 import trio
@@ -22,6 +24,7 @@ from .connecting import (
 )
 from .errors import AlreadyThereError, DatabaseError, StoreUnavailableError, is_operational, reason_of
 from .migrations import is_current, migrate
+from .presence import present_beside, present_in
 
 __all__ = ["AlreadyThereError", "Database", "DatabaseError", "StoreUnavailableError"]
 
@@ -108,6 +111,28 @@ class Database:
             await trio.lowlevel.checkpoint()
             return self._run(self._writing_engine, change, *args)
         return await trio.to_thread.run_sync(self._run, self._writing_engine, change, *args, limiter=self._writers)
+
+    @contextmanager
+    def present(self, clean_up: Callable[[Connection], object]) -> Iterator[None]:
+        """While the block runs, this process counts as a server of the database; the only one first cleans up. Blocks.
+
+        Raises:
+            StoreUnavailableError: the database failed.
+            OSError: the file beside an SQLite database cannot be made.
+        """
+
+        def in_transaction() -> None:
+            self._run(self._writing_engine, clean_up)
+
+        if is_in_memory(self._url):
+            in_transaction()
+            yield
+        elif self.dialect == "sqlite":
+            with present_beside(Path(str(self._url.database)), in_transaction):
+                yield
+        else:
+            with present_in(self._engine, in_transaction):
+                yield
 
     def close(self) -> None:
         """Close the connections; those of queries under way close when these end. May be called twice."""
