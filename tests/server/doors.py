@@ -153,7 +153,7 @@ def _app(door: Door, guard: RequestGuard) -> QuartTrio:
         await door.gatekeeper.admit(request)
         log = RunLog("r")
         log.append(AgentStarted("a", "r", NOW))
-        log.append(AgentStopped("requested", ""))
+        log.append(AgentStopped("requested", "", None))
         return stream_response(EventStreamBody(log, 0))
 
     return app
