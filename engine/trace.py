@@ -154,6 +154,32 @@ def error_name(reason: BaseException) -> str:
     return CANCELLED if isinstance(reason, trio.Cancelled) else type(reason).__name__
 
 
+class EachOf:
+    """A collector that tells several, in order. One that raises keeps the others from nothing."""
+
+    def __init__(self, *collectors: TraceCollector) -> None:
+        self._collectors = collectors
+
+    def span_started(self, span: Span) -> None:
+        """Tell each. Raises an ``ExceptionGroup`` of what they raised."""
+        _call_each([collector.span_started for collector in self._collectors], span)
+
+    def span_ended(self, span: Span) -> None:
+        """Tell each. Raises an ``ExceptionGroup`` of what they raised."""
+        _call_each([collector.span_ended for collector in self._collectors], span)
+
+
+def _call_each(listeners: Iterable[Callable[[Span], None]], span: Span) -> None:
+    failures = []
+    for listener in listeners:
+        try:
+            listener(span)
+        except Exception as failure:  # noqa: BLE001 - raised below
+            failures.append(failure)
+    if failures:
+        raise ExceptionGroup("trace collectors failed", failures)
+
+
 class KindStats(msgspec.Struct, frozen=True):
     """What the spans of one kind have in common. Durations are of the ended ones, in seconds; 0 if there are none."""
 

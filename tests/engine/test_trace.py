@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.trace import CANCELLED, NOT_ENDED, InMemoryTraces, Span, Tracer, error_name
+from engine.trace import CANCELLED, NOT_ENDED, EachOf, InMemoryTraces, Span, Tracer, error_name
 
 
 class Told:
@@ -161,6 +161,14 @@ async def test_a_collector_that_raises_is_logged_once_and_harms_nothing(caplog: 
     assert [record.getMessage() for record in caplog.records] == [
         "the trace collector failed at run r; it is told of the rest"
     ]
+
+
+async def test_several_collectors_are_told_whatever_one_of_them_does(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told()
+    with Tracer("r", EachOf(Broken(), told)).span("run", "helper"):
+        pass
+    assert told.heard == [("started", 1), ("ended", 1)]
+    assert len(caplog.records) == 1
 
 
 def one_run(traces: InMemoryTraces, run_id: str, steps: int = 1, error: str | None = None) -> None:
