@@ -21,6 +21,7 @@ from providers.registry import ProviderConfigError
 
 from .store import memories, rows
 from .store.database import Database
+from .store.vectors import find_memories, read_vectors
 
 EMBED_SECONDS = 20.0
 """How long one user's vectors may be made at a time; what is left over is made after the next run."""
@@ -158,8 +159,7 @@ class EmbeddingRecall:
 
     def _nearest(self, connection: Connection, scope: rows.Scope, query: bytes, limit: int) -> list[rows.StoredMemory]:
         """In a worker thread: cosine of the query and each memory's vector."""
-        found = memories.embedded_memories(connection, scope, self._embedder.model, MAX_VECTORS)
-        found = [(memory, vector) for memory, vector in found if len(vector) == len(query)]
+        found = read_vectors(connection, scope, self._embedder.model, len(query), MAX_VECTORS)
         if not found:
             return []
         np = self._numpy
@@ -168,8 +168,9 @@ class EmbeddingRecall:
         with np.errstate(all="ignore"):  # a vector of zeros has no direction
             lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(wanted)
             scores = np.nan_to_num((matrix @ wanted) / lengths, nan=-1.0)
-        best = np.argsort(-scores, kind="stable")[:limit]
-        return [msgspec.structs.replace(found[n][0], score=float(scores[n])) for n in best]
+        best = {found[n][0]: float(scores[n]) for n in np.argsort(-scores, kind="stable")[:limit]}
+        nearest = find_memories(connection, scope, list(best))
+        return [msgspec.structs.replace(memory, score=best[memory.id]) for memory in nearest]
 
 
 def _keep_vectors(
