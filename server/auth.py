@@ -37,10 +37,11 @@ class Gatekeeper:
     once there was one, the process never serves without keys again.
     """
 
-    def __init__(self, store: ReadableStore, limiter: KeyLimiter | None = None) -> None:
+    def __init__(self, store: ReadableStore, limiter: KeyLimiter | None = None, *, keyed: bool = False) -> None:
+        """``keyed`` is whether there were keys when the address to listen on was chosen by that."""
         self._store = store
         self.limiter = limiter or KeyLimiter(store)
-        self._keyed = False
+        self._keyed = keyed
         self._look_again_at = -inf
         self._looking = trio.Lock()
         self._known: _Shelf[StoredKey] = _Shelf(KEY_SECONDS)

@@ -111,7 +111,8 @@ async def show_keys(database: Database, tenant: str | None = None) -> None:
     """Print the keys, of one tenant or of all. No secret is in the store, so none can be shown."""
     keys = await database.read(key_rows.list_keys, tenant)
     if not keys:
-        click.echo("There are no keys: the server is single-user, on loopback only.", err=True)
+        rest = f" of tenant {tenant[:100]!r}" if tenant else ": a server is for its own user alone, on loopback"
+        click.echo(f"There are no keys{rest}.", err=True)
         return
     _show_table([_HEADINGS, *map(_row, keys)])
 

@@ -81,11 +81,11 @@ class CountingStore:
 class Door:
     """The app's server and ways to ask it. ``changes`` counts the requests that would have changed something."""
 
-    def __init__(self, store: CountingStore, network: MemoryNetwork) -> None:
+    def __init__(self, store: CountingStore, network: MemoryNetwork, *, keyed: bool) -> None:
         self.store = store
         self.network = network
         self.changes = 0
-        self.gatekeeper = Gatekeeper(store)
+        self.gatekeeper = Gatekeeper(store, keyed=keyed)
         self.client = open_client(network.connect)
 
     async def who(self, key: str | None = None, **headers: str) -> httpx.Response:
@@ -112,7 +112,7 @@ async def open_door(*origins: str, keyed: bool = False) -> AsyncIterator[Door]:
     network = MemoryNetwork()
     store = CountingStore()
     async with trio.open_nursery() as nursery:
-        door = Door(store, network)
+        door = Door(store, network, keyed=keyed)
         app = _app(door, RequestGuard(door.gatekeeper.is_keyed, Cors(origins, keyed=keyed)))
         await nursery.start(serve, app, [network.listen(HOST, 80)], trio.Event())
         yield door

@@ -359,6 +359,18 @@ async def test_a_server_that_had_a_key_never_opens_again(autojump_clock: MockClo
         assert [query for query, _ in door.store.reads].count("any_keys") == 1
 
 
+async def test_a_server_that_started_with_keys_does_not_open_when_the_last_one_is_revoked(
+    autojump_clock: MockClock,
+) -> None:
+    """It may listen on every address by now."""
+    async with open_door(keyed=True) as door:
+        key, text = await door.store.add_key()
+        await door.store.revoke(key)
+        assert await found(door) == 401
+        assert await found(door, text) == 401
+        assert ("any_keys", 0) not in door.store.reads
+
+
 # The store does not answer
 
 
