@@ -26,7 +26,13 @@ BUSY_SEAL_BYTES = 65_536
 
 MAX_SHORT_CHARS = 1000
 
+MAX_DEPTH = 100
+"""Of a value in a frame. Deeper JSON goes as its text."""
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
 STEP_GAP = "\n\n"
+"""What keeps the texts of two steps apart in the answer; the model is not sent it."""
 
 CLOSING_BYTES = 32_768
 """What may come on top of a run's limit: the last delta's envelope, and all of the closing but the answer."""
@@ -97,7 +103,7 @@ class Emitter:
     @property
     def ended(self) -> bool:
         """Whether the log has its terminal event: what still comes is dropped."""
-        return self._log.ended
+        return self._log.terminal is not None
 
     def gap_before(self, content: str) -> str:
         """What keeps a new step's text apart from the answer so far; empty where space is there already."""
@@ -111,14 +117,14 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log would outgrow its bound; the text is not taken.
         """
-        if content and not self._log.ended:
+        if content and self._log.terminal is None:
             content = encodable(content)
             self._gather(TextDelta, content, step_id)
             self._said.append(content)
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
-        if content and not self._log.ended:
+        if content and self._log.terminal is None:
             content = encodable(content)
             self._gather(ReasoningDelta, content, step_id)
             self._reasoned.append(content)
@@ -129,10 +135,10 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log is full; what closes the run is taken even then.
         """
-        if not self._log.ended:
+        if self._log.terminal is None:
             self._seal()
             if not closes(event):
-                self._check_room(0)
+                self.check_room(0)
             self._log.append(event)
 
     def forget(self) -> None:
@@ -142,7 +148,7 @@ class Emitter:
 
     def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
         size = json_bytes(content)
-        self._check_room(size)
+        self.check_room(size)
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
@@ -157,7 +163,12 @@ class Emitter:
             self.due_at = due_at
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
 
-    def _check_room(self, more_bytes: int) -> None:
+    def check_room(self, more_bytes: int) -> None:
+        """Refuse what would not fit.
+
+        Raises:
+            OutputLimitError: the run's log has no room for so many bytes.
+        """
         if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
             raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
@@ -202,6 +213,19 @@ def json_bytes(text: str) -> int:
 
 
 _encode_json = msgspec.json.Encoder().encode
+
+
+def nests_too_deep(encoded: bytes) -> bool:
+    """Whether JSON nests deeper than a frame may (brackets inside its strings count too).
+
+    msgspec's own limit depends on Python's stack at that moment: what could be decoded may fail inside an event.
+    """
+    depth = 0
+    for bracket in encoded.translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def encodable(text: str) -> str:

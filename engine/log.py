@@ -107,6 +107,11 @@ class RunLog:
         if self.on_readers_changed is not None:
             self.on_readers_changed(self.readers)
 
+    async def wait_ended(self) -> None:
+        """Until the terminal event is in, without reading."""
+        while not self.ended:
+            await self._waiting.park()
+
     async def read(self, after: int = 0, deadline: float = inf) -> list[LogEntry]:
         """Everything after number ``after``, as soon as there is something.
 

@@ -9,9 +9,9 @@ import msgspec
 import trio
 
 from .deadlines import Progress
-from .emitter import MAX_SHORT_CHARS, Emitter, encodable, short
+from .emitter import MAX_SHORT_CHARS, Emitter, encodable, nests_too_deep, short
 from .errors import ErrorCode, OutputLimitError, ProviderError
-from .events import CalledTool, ToolCallDelta, ToolCallStart, Usage, UsageUpdate
+from .events import ToolCallDelta, ToolCallStart, Usage, UsageUpdate
 from .pieces import (
     AnsweredByPiece,
     AttemptsPiece,
@@ -27,6 +27,9 @@ from .pieces import (
 )
 from .provider import Message, ModelRequest, Provider, ToolCall
 from .usage import add_usage, estimated_usage, reported_usage
+
+NAMELESS_PIECE_BYTES = 256
+"""What a piece of a call without a name yet is charged beyond its text, for the objects that it takes."""
 
 _TIMEOUT_TEXTS = {
     "connect": "no connection to the model within {:g} s",
@@ -53,10 +56,29 @@ class CallInProgress(msgspec.Struct):
         """The arguments as the model wrote them, JSON text."""
         return "".join(self.written)
 
-    def as_called(self) -> CalledTool:
-        """The call as a step tells of it."""
-        arguments = json_object(self.arguments)
-        return CalledTool(self.call_id, self.name, self.arguments if arguments is None else arguments)
+    @property
+    def arguments_value(self) -> Any:
+        """The arguments as the object that they are, or as text if they are none."""
+        value = json_object(self.arguments)
+        return self.arguments if value is None else value
+
+
+class UniqueIds:
+    """Gives out each id once: one that is taken gets a number after it (vendors repeat themselves)."""
+
+    def __init__(self) -> None:
+        self._repeats: dict[str, int] = {}
+
+    def take(self, wanted: str) -> str:
+        """The id itself if it is free; cut where it is very long."""
+        wanted = taken = wanted[:MAX_SHORT_CHARS]
+        number = self._repeats.get(wanted, 1)
+        while taken in self._repeats:
+            number += 1  # goes on from the last repetition's: a model that repeats one id costs no search
+            taken = f"{wanted}-{number}"
+        self._repeats[wanted] = number
+        self._repeats.setdefault(taken, 1)
+        return taken
 
 
 class ModelCall:
@@ -66,7 +88,7 @@ class ModelCall:
         emitter: where events go.
         on_content: called at each read that brought content.
         fail: ends the run, and with it this call: for what the model may not do, which is no failure of the provider's.
-        used_ids: ids of the run's tool calls so far; this call adds its own.
+        call_ids: the ids of the run's tool calls; this call takes its own.
         spent: what the steps before have used.
     """
 
@@ -78,7 +100,7 @@ class ModelCall:
         *,
         on_content: Callable[[], None],
         fail: Callable[[ErrorCode, str], object],
-        used_ids: set[str],
+        call_ids: UniqueIds,
         spent: Usage | None = None,
     ) -> None:
         self.step_id = step_id
@@ -88,12 +110,14 @@ class ModelCall:
         self._emitter = emitter
         self._on_content = on_content
         self._fail = fail
-        self._used_ids = used_ids
+        self._call_ids = call_ids
+        self._model_ids = UniqueIds()
         self._spent = spent
         self._progress = Progress(request.deadlines)
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, CallInProgress] = {}
+        self._nameless_bytes = 0
         self._reported: Usage | None = None
         self._continuation: Any = None
         self._any_content = False
@@ -101,7 +125,7 @@ class ModelCall:
     @property
     def text(self) -> str:
         """What this step said so far."""
-        return "".join(self._text)
+        return encodable("".join(self._text))
 
     @property
     def calls(self) -> list[CallInProgress]:
@@ -115,7 +139,7 @@ class ModelCall:
             return self._reported
         if not self._any_content:
             return self._reported
-        written = "".join([*self._text, *(call.name + call.arguments for call in self._calls.values())])
+        written = "".join([self.text, *(call.name + call.arguments for call in self._calls.values())])
         return estimated_usage(self.request, written, "".join(self._reasoning), reported=self._reported)
 
     def facts(self) -> dict[str, Any]:
@@ -177,17 +201,17 @@ class ModelCall:
         for piece in pieces:
             if self._emitter.ended:  # the provider has not met its cancellation yet
                 return
-            if not progressed and self._is_content(piece):
-                progressed = self._any_content = True
-                self._progress.enter("idle")
-                self._on_content()
             match piece:
                 case TextPiece(text):
+                    progressed = progressed or self._progresses(text)
                     self._take_text(text)
                 case ReasoningPiece(text):
+                    progressed = progressed or self._progresses(text)
                     self._emitter.reasoning(text, self.step_id)
                     self._reasoning.append(text)
-                case ToolCallPiece():
+                case ToolCallPiece(_, call_id, name, fragment):
+                    if self.request.tools:
+                        progressed = progressed or self._progresses(call_id or name or fragment)
                     self._take_call(piece)
                 case UsagePiece():
                     self._take_usage(reported_usage(piece))
@@ -202,28 +226,31 @@ class ModelCall:
                 case ContinuationPiece(state):
                     self._continuation = state
 
-    def _is_content(self, piece: Piece) -> bool:
-        match piece:
-            case TextPiece(text) | ReasoningPiece(text):
-                return bool(text)
-            case ToolCallPiece(_, call_id, name, fragment):
-                return bool(self.request.tools and (call_id or name or fragment))
-        return False
+    def _progresses(self, content: str | None) -> bool:
+        """Whether that is progress: content is. It keeps the idle deadline off, once for all that one read brought."""
+        if not content:
+            return False
+        self._progress.enter("idle")
+        if not self._any_content:
+            self._any_content = True
+            self._on_content()
+        return True
 
     def _take_text(self, text: str) -> None:
-        text = encodable(text)
-        gap = "" if self._text or not text else self._emitter.gap_before(text)
-        self._emitter.text(gap + text, self.step_id)
-        self._text.append(text)
+        if text:
+            self._emitter.text(text if self._text else self._emitter.gap_before(text) + text, self.step_id)
+            self._text.append(text)
 
     def _take_usage(self, usage: Usage) -> None:
         if usage != self._reported:  # some vendors report with every chunk
-            self._emitter.emit(UsageUpdate(add_usage(self._spent, usage) or usage))
+            self._emitter.emit(UsageUpdate(add_usage(self._spent, usage)))
             self._reported = usage
 
     def _take_call(self, piece: ToolCallPiece) -> None:
         if not self.request.tools:
             self._fail("upstream.protocol", "the model called a tool, but it was offered none")
+            return
+        if not (piece.call_id or piece.name or piece.arguments_fragment):
             return
         call = self._calls.setdefault(piece.index, CallInProgress(written=[]))
         call.model_id = call.model_id or encodable(piece.call_id or "")
@@ -233,15 +260,15 @@ class ModelCall:
         elif piece.name:
             call.name = encodable(piece.name)
             self._start(call, piece.index, fragment)
-        elif fragment:
+        else:  # not told of yet, but it counts
             call.written.append(fragment)
+            self._nameless_bytes += len(fragment) + NAMELESS_PIECE_BYTES
+            self._emitter.check_room(self._nameless_bytes)
 
     def _start(self, call: CallInProgress, index: int, fragment: str) -> None:
         """Tell of the call, with its arguments if they are there whole (some vendors send calls in one piece)."""
-        others = {other.model_id for other in self._calls.values() if other is not call}
-        call.model_id = _unused(call.model_id or f"{self.step_id}-call-{index}", others)
-        call.call_id = _unused(call.model_id, self._used_ids)
-        self._used_ids.add(call.call_id)
+        call.model_id = self._model_ids.take(call.model_id or f"{self.step_id}-call-{index}")
+        call.call_id = self._call_ids.take(call.model_id)
         written = call.arguments + fragment
         whole = json_object(written) if written else None
         self._emitter.emit(ToolCallStart(call.call_id, call.name, self.step_id, whole))
@@ -256,18 +283,10 @@ class ModelCall:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that the text is; None if it is none."""
+    """The JSON object that the text is, if it can go into a frame; else None. No text is the empty object."""
     try:
         value: dict[str, Any] = msgspec.json.decode(text or "{}", type=dict[str, Any])
-        msgspec.json.encode(value)  # a lone surrogate is read, and would not go into a frame
+        encoded = msgspec.json.encode(value)  # a lone surrogate is read, and could not be written
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    return value
-
-
-def _unused(wanted: str, used: set[str]) -> str:
-    """The id itself, or with a number after it where it is taken: vendors repeat themselves."""
-    wanted = wanted[:MAX_SHORT_CHARS]
-    if wanted not in used:
-        return wanted
-    return next(name for number in range(2, len(used) + 3) if (name := f"{wanted}-{number}") not in used)
+    return None if nests_too_deep(encoded) else value

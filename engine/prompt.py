@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 import trio
 
+from .emitter import encodable
+from .guests import Guests, tamed
 from .memory import MemoryEntry, MemoryUse
 from .provider import Message, ModelRequest
 from .trace import Span, Tracer
@@ -20,42 +23,66 @@ MEMORIES_HEADING = "# Memories\nWhat this user told you earlier, the most fittin
 
 
 class RunContext(msgspec.Struct):
-    """What a run knows before it asks the model; ``missed`` names the reads that failed or took too long."""
+    """What a run knows before it asks the model.
+
+    Attributes:
+        working_memory: the user's document as JSON; empty for none.
+        memories: one line each.
+        missed: the reads that failed or took too long.
+    """
 
     history: Sequence[Message] = ()
-    working_memory: dict[str, Any] | None = None
-    memories: Sequence[MemoryEntry] = ()
-    missed: list[str] = []
+    working_memory: str = ""
+    memories: Sequence[str] = ()
+    missed: Sequence[str] = ()
 
 
-async def read_context(use: MemoryUse, request: ModelRequest, run_id: str, tracer: Tracer, parent: Span) -> RunContext:
+async def read_context(
+    use: MemoryUse, request: ModelRequest, guests: Guests, tracer: Tracer, parent: Span
+) -> RunContext:
     """Read the memory, all parts side by side, for ``use.wait`` seconds at most. Fails in no part."""
-    context = RunContext()
-    memory = use.memory
-    reads: dict[str, Callable[[], Awaitable[Any]]] = {
-        "history": lambda: memory.history(use.context_window),
-        "working_memory": memory.working_memory,
-        "memories": lambda: memory.recall(last_user_text(request), use.recall_limit),
-    }
-    context.missed = list(reads)
+    deadline = trio.current_time() + use.wait
+    arrived: dict[str, Any] = {}
 
-    async def read(name: str) -> None:
+    async def read(name: str, part: Callable[[], Awaitable[Any]]) -> None:
         try:
-            with tracer.span("memory", name, parent):
-                setattr(context, name, await reads[name]())
+            with (
+                trio.CancelScope(deadline=deadline),
+                tracer.span("memory", name, parent),
+            ):
+                value = await tamed(part)
+            if trio.current_time() < deadline:  # at the deadline it is late each time, not by the order of tasks
+                arrived[name] = value
         except Exception:
-            _logger.warning("run %s goes on without its %s", run_id, name, exc_info=True)
-        else:
-            context.missed.remove(name)
+            _logger.warning("run %s goes on without its %s", guests.run_id, name, exc_info=True)
 
-    with trio.move_on_after(use.wait) as limit:
-        async with trio.open_nursery() as nursery:
-            for name in reads:
-                nursery.start_soon(read, name)
+    parts = _parts(use, last_user_text(request))
+    reads = [guests.invite(f"memory {name}", partial(read, name, part)) for name, part in parts.items()]
+    with trio.CancelScope(deadline=deadline) as limit:  # noqa: ASYNC912 - there are three
+        for gone in reads:
+            await gone.wait()
+    missed = [name for name in parts if name not in arrived]
     if limit.cancelled_caught:
-        missed = ", ".join(context.missed)
-        _logger.warning("run %s goes on without its %s: not read within %g s", run_id, missed, use.wait)
-    return context
+        names = ", ".join(missed)
+        _logger.warning("run %s goes on without its %s: not read within %g s", guests.run_id, names, use.wait)
+    return RunContext(**arrived, missed=missed)
+
+
+def _parts(use: MemoryUse, question: str) -> dict[str, Callable[[], Awaitable[Any]]]:
+    """The reads by the fields that they fill, each with what may fail in its making."""
+    memory = use.memory
+
+    async def history() -> Sequence[Message]:
+        return [message for message in await memory.history(use.context_window) if _says_something(message)]
+
+    async def document() -> str:
+        value = await memory.working_memory()
+        return " ".join(msgspec.json.encode(value).decode().splitlines()) if value else ""
+
+    async def recalled() -> Sequence[str]:
+        return [_memory_line(entry) for entry in await memory.recall(question, use.recall_limit) if entry.text.strip()]
+
+    return {"history": history, "working_memory": document, "memories": recalled}
 
 
 def last_user_text(request: ModelRequest) -> str:
@@ -66,15 +93,20 @@ def last_user_text(request: ModelRequest) -> str:
 def with_context(request: ModelRequest, context: RunContext) -> ModelRequest:
     """The request with what is known added: sections after the instructions, the history before the messages."""
     leading = 1 if request.messages and request.messages[0].role == "system" else 0
-    sections = [message.content for message in request.messages[:leading]]
-    if context.working_memory is not None:
-        sections.append(f"{WORKING_MEMORY_HEADING}\n{msgspec.json.encode(context.working_memory).decode()}")
+    sections = [message.content for message in request.messages[:leading] if message.content.strip()]
+    if context.working_memory:
+        sections.append(f"{WORKING_MEMORY_HEADING}\n{context.working_memory}")
     if context.memories:
-        sections.append("\n".join([MEMORIES_HEADING, *map(_memory_line, context.memories)]))
+        sections.append("\n".join([MEMORIES_HEADING, *context.memories]))
     system = (Message("system", "\n\n".join(sections)),) if sections else ()
     return msgspec.structs.replace(request, messages=(*system, *context.history, *request.messages[leading:]))
 
 
+def _says_something(message: Message) -> bool:
+    """Vendors refuse a turn without anything in it; a tool's empty result is an answer to its call."""
+    return bool(message.content or message.images or message.tool_calls or message.role == "tool")
+
+
 def _memory_line(entry: MemoryEntry) -> str:
     """One line, whatever the memory holds: what a user once said must not look like a section of ours."""
-    return f"- ({entry.created_at[:10]}) {' '.join(entry.text.split())}"
+    return f"- ({entry.created_at[:10]}) {' '.join(encodable(entry.text).split())}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from math import inf
 
 import trio
@@ -17,8 +18,9 @@ from .agent_loop import AgentLoop
 from .emitter import Emitter, short
 from .errors import ErrorCode
 from .events import AgentStarted, AgentStopped, Error, GenerationComplete, Metadata, TerminalEvent, Usage
+from .guests import Guests, tamed
 from .log import RunLog
-from .memory import TurnRecord, TurnStatus
+from .memory import Memory, TurnRecord, TurnStatus
 from .observer import RunObserver, SilentObserver
 from .pieces import FinishReason
 from .spec import RunSpec
@@ -30,8 +32,8 @@ FIRST_READER_SECONDS = 5.0
 SAVE_SECONDS = 5.0
 """What the memory gets to keep a turn. A complete run says so only after that: ``done`` means kept."""
 
-TOOL_CLEANUP_SECONDS = 1.0
-"""What the tools of an ended run get to end too. Later ones are orphans: their run counts as over without them."""
+GUESTS_CLEANUP_SECONDS = 1.0
+"""What the tools and the memory of an ended run get to end too; then it counts as over without them."""
 
 STOPPED_BY_REQUEST = "requested"
 STOPPED_WITHOUT_READER = "disconnect"
@@ -52,7 +54,8 @@ class Run:
     Attributes:
         ttfb, elapsed: see there; ``started_at``, ``first_token_at`` and ``ended_at`` are on trio's clock.
         memory_updates: how often the run's tools changed what is remembered.
-        on_settled: called when all of the run is over but tools that do not let themselves be cancelled.
+        on_held: called when the run is over, but ``execute`` does not return, because a tool or the memory does not let
+            itself be cancelled. Synchronous.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Run:
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self.memory_updates = 0
-        self.on_settled: Callable[[Run], None] | None = None
+        self.on_held: Callable[[Run], None] | None = None
         self._emitter = Emitter(self.log, spec.streaming, spec.max_run_bytes)
         self._observer: RunObserver = observer or SilentObserver()
         self._tracer = Tracer(run_id, spec.trace)
@@ -110,39 +113,34 @@ class Run:
         What only a living run needs is dropped: an ended one is its log, the times and the names.
         """
         span = self._tracer.begin("run", self.spec.agent_id, agent_id=self.spec.agent_id)
-        try:
-            async with trio.open_nursery() as nursery:  # of the tool calls
-                try:
-                    if not self.log.ended:  # else before its first step: the model is not asked
-                        await self._execute(nursery, span)
-                finally:
-                    nursery.cancel_scope.cancel(reason="the run has ended")
-                    await self._settle(span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
-        finally:
-            self._emitter.forget()
-            del self._loop  # with all that it asked and was told
-            self.spec = self.spec.emptied()
+        async with trio.open_nursery() as nursery:
+            guests = Guests(self.id, nursery, self._crash)
+            try:
+                if not self.log.ended:  # else before its first step: the model is not asked
+                    await self._execute(guests, span)
+            finally:
+                nursery.cancel_scope.cancel(reason="the run has ended")
+                await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
 
-    async def _execute(self, nursery: trio.Nursery, span: Span) -> None:
+    async def _execute(self, guests: Guests, span: Span) -> None:
         try:
             with (
                 self._scope,
                 trio.CancelScope(deadline=self.started_at + self.spec.deadlines.total) as total,
             ):
-                call = await self._loop.answer(nursery, span)
+                call = await self._loop.answer(guests, span)
                 if call is not None:
-                    await self._complete(call.finish_reason)
+                    await self._complete(guests, call.finish_reason)
             if total.cancelled_caught:
                 self.fail("timeout.total", f"the run took longer than {self.spec.deadlines.total:g} s")
             elif self._scope.cancelled_caught:
                 self.stop(STOPPED_WITHOUT_READER)
         except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
-            self._tell(self._observer.run_crashed, bugs)
-            self.fail("internal", _INTERNAL_TEXT)
+            self._crash(bugs)
         finally:
             self.fail("interrupted", "the server ended the run")
 
-    async def _complete(self, finish_reason: FinishReason | None) -> None:
+    async def _complete(self, guests: Guests, finish_reason: FinishReason | None) -> None:
         """The answer is whole: keep it, then say so. Nothing ends the run otherwise in between."""
         self.ended_at = trio.current_time()
         self._terminal = done = GenerationComplete(
@@ -153,23 +151,27 @@ class Run:
             usage=self.usage,
             finish_reason=finish_reason,
         )
-        await self._save()
-        self._end(lambda: done)
+        try:
+            await self._save(guests)
+        finally:
+            self._end(lambda: done)
 
-    async def _settle(self, span: Span) -> None:
-        """What is left to do once the log has its end: keep the turn, see the tools go, tell of it."""
-        await self._save()
-        with trio.move_on_after(TOOL_CLEANUP_SECONDS, shield=True):  # noqa: ASYNC912 - no tool, no wait
-            for pending in self._loop.pending:
-                await pending.task_ended.wait()
-        orphans = [pending.call.name for pending in self._loop.pending if not pending.task_ended.is_set()]
-        if orphans:
-            _logger.warning("run %s is over, but its tools %s do not let themselves be cancelled", self.id, orphans)
+    async def _settle(self, guests: Guests, span: Span) -> None:
+        """What is left to do once the log has its end: keep the turn, see the guests go, tell of it, let all go."""
+        await self._save(guests)
+        if guests.names:
+            with trio.move_on_after(GUESTS_CLEANUP_SECONDS, shield=True):
+                await guests.wait_gone()
         error = self._terminal.code if isinstance(self._terminal, Error) else None
         self._tracer.end(span, error, steps=self._loop.steps, ttfb_ms=self.ttfb and _milliseconds(self.ttfb))
-        on_settled, self.on_settled = self.on_settled, None
-        if on_settled is not None:
-            on_settled(self)
+        self._emitter.forget()
+        del self._loop  # with all that it asked and was told
+        self.spec = self.spec.emptied()
+        on_held, self.on_held = self.on_held, None
+        if guests.names:
+            _logger.warning("run %s is over, but %s cannot be cancelled", self.id, ", ".join(guests.names))
+            if on_held is not None:
+                on_held(self)
 
     def stop(self, reason: str = STOPPED_BY_REQUEST) -> bool:
         """End the run with a ``stop`` event, now. False, and nothing done, if it has ended or is complete."""
@@ -208,6 +210,10 @@ class Run:
         if self.spec.on_ended is not None:
             self._tell(self.spec.on_ended)
 
+    def _crash(self, bug: BaseException) -> None:
+        self._tell(self._observer.run_crashed, bug)
+        self.fail("internal", _INTERNAL_TEXT)
+
     def _tell(self, turning_point: Callable[..., None], *details: object) -> None:
         try:
             turning_point(self, *details)
@@ -223,19 +229,24 @@ class Run:
             mode = "function_calling" if self.spec.tool_use.tools else "direct"
             self._emitter.emit(Metadata("streaming_mode", mode))
 
-    async def _save(self) -> None:
+    async def _save(self, guests: Guests) -> None:
         """Let the memory keep the turn, once, in bounded time; of a run that broke off, what there was."""
         if self.spec.memory_use is None or self._terminal is None or self._saved:
             return
         self._saved = True
         record = self._turn_record(self._terminal)
-        with trio.move_on_after(SAVE_SECONDS, shield=True) as limit:  # noqa: ASYNC912 - the memory may not need to wait
-            try:
-                await self.spec.memory_use.memory.save_turn(record)
-            except Exception:
-                _logger.exception("the turn of run %s could not be kept", self.id)
+        gone = guests.invite("memory save_turn", partial(self._save_turn, self.spec.memory_use.memory, record))
+        with trio.move_on_after(SAVE_SECONDS, shield=True) as limit:
+            await gone.wait()
         if limit.cancelled_caught:
             _logger.error("the turn of run %s was not kept within %g s", self.id, SAVE_SECONDS)
+
+    async def _save_turn(self, memory: Memory, record: TurnRecord) -> None:
+        with trio.move_on_after(SAVE_SECONDS, shield=True):  # noqa: ASYNC912 - the memory may not need to wait
+            try:
+                await tamed(partial(memory.save_turn, record))
+            except Exception:
+                _logger.exception("the turn of run %s could not be kept", self.id)
 
     def _turn_record(self, terminal: TerminalEvent) -> TurnRecord:
         return TurnRecord(

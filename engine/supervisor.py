@@ -85,7 +85,7 @@ class RunSupervisor:
             raise DrainingError
         self._forget_expired()
         run = Run(run_id or self.new_run_id(), spec, self._observer, self._wall_clock)
-        run.on_settled = self._retire
+        run.on_held = self._retire
         self._nursery.start_soon(self._own, run, name=f"run {run.id}")
         self._active[run.id] = run
         return run
@@ -105,14 +105,16 @@ class RunSupervisor:
     async def drain(self, seconds: float) -> None:
         """Take no new runs; let those under way finish for so many seconds, then end them with ``draining``.
 
-        Returns once every log has its end; the cleanup of runs that were ended may still go on. A second call with
-        less patience hurries the first.
+        Returns once every log has its end (a whole answer that is just being kept gets its time); the cleanup of runs
+        that were ended may still go on. A second call with less patience hurries the first.
         """
         self.draining = True
         if self._active:
             with trio.move_on_after(seconds):
                 await self._drained.wait()
             self.end_all()
+            for run in list(self._active.values()):
+                await run.log.wait_ended()
 
     def end_all(self) -> None:
         """End every run under way with ``draining``, now."""

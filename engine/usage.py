@@ -37,10 +37,10 @@ def reported_usage(piece: UsagePiece) -> Usage:
     )
 
 
-def add_usage(before: Usage | None, more: Usage | None) -> Usage | None:
+def add_usage(before: Usage | None, more: Usage) -> Usage:
     """What the steps before have used, and this one: a run's tokens are those of all its model calls."""
-    if before is None or more is None:
-        return before or more
+    if before is None:
+        return more
     return Usage(
         before.input_tokens + more.input_tokens,
         before.output_tokens + more.output_tokens,
