@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -90,13 +90,12 @@ class OpenTelemetryCollector:
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         """Without a provider, the global one is used."""
         try:
-            from opentelemetry import context, trace  # noqa: PLC0415 - optional
+            from opentelemetry import trace  # noqa: PLC0415 - optional
         except ImportError as error:
             raise OpenTelemetryMissingError(
                 "OpenTelemetry traces need their packages: pip install 'lumos-stream[otel]'"
             ) from error
         self._api = trace
-        self._no_context: Callable[[], Context] = context.Context
         self._tracer = trace.get_tracer(INSTRUMENTATION, tracer_provider=tracer_provider)
         self._runs: dict[str, _OpenRun] = {}
 
@@ -134,7 +133,7 @@ class OpenTelemetryCollector:
         if span.parent_id is None:
             return None
         parent = run.spans.get(span.parent_id) or run.spans[1]
-        return self._api.set_span_in_context(parent, self._no_context())
+        return self._api.set_span_in_context(parent)
 
 
 def _name(span: Span) -> str:

@@ -102,6 +102,16 @@ async def test_what_is_open_under_an_ended_span_is_ended_first() -> None:
     assert [span_id for what, span_id in told.heard if what == "ended"] == [3, 2, 4, 1]
 
 
+async def test_the_end_of_a_run_ends_all_of_it() -> None:
+    told = Told()
+    tracer = Tracer("r", told)
+    run = tracer.begin("run", "helper")
+    tracer.begin("tool", "slow", tracer.begin("step", "step-1", run))
+    tracer.end(run)
+    assert [span_id for what, span_id in told.heard if what == "ended"] == [3, 2, 1]
+    assert [span.error for span in told.spans.values()] == [None, NOT_ENDED, NOT_ENDED]
+
+
 async def test_a_block_is_timed_and_may_note_what_it_learns(autojump_clock: MockClock) -> None:
     told = Told()
     tracer = Tracer("r", told)

@@ -16,10 +16,13 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from mcp.client._memory import InMemoryTransport
+from mcp.server.mcpserver import MCPServer
 
 from engine.memory import Owner
 from engine.tools import ToolContext, ToolResult
 from server import mcp_tools
+from server.mcp_connection import Hold
 from server.mcp_process import MAX_LINE_BYTES, LineSplitter, LineTooLongError
 from server.mcp_tools import McpConfigError, McpServer, McpServerConfig, McpServers
 from server.tool_registry import ToolRegistry, UnknownToolError
@@ -250,6 +253,27 @@ async def test_delays_double_until_a_server_holds(monkeypatch: pytest.MonkeyPatc
     pauses = [after - before - up for before, after, up in zip(starts, starts[1:], up_for, strict=False)]
     assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 0.5, 1, 2])
     assert server.fault == "broken"
+
+
+async def test_a_server_that_is_up_has_all_the_time_in_the_world(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    here = MCPServer("here")
+
+    @here.tool()
+    async def slow() -> str:
+        await trio.sleep(3600)
+        return "at last"
+
+    async def connect(hold: Hold) -> None:
+        await hold(InMemoryTransport(here), trio.Event())
+
+    server = McpServer(example(start_seconds=1), {})
+    monkeypatch.setattr(server, "_connect", connect)
+    nursery.start_soon(server.run)
+    await server.wait_up()
+    assert await call(server, "slow") == ToolResult({"result": "at last"})
+    assert server.state == "up"
 
 
 async def test_all_processes_are_gone_at_the_end(tmp_path: Path) -> None:
