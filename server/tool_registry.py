@@ -7,6 +7,7 @@ The model sees ``files_read``: vendors take no dots in names.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -20,6 +21,8 @@ from engine.tools import Tool, ToolContext, ToolResult
 
 ENTRY_POINT_GROUP = "lumos.tools"
 MAX_NAME_CHARS = 64
+
+_logger = logging.getLogger(__name__)
 
 _TOOL_NAME = re.compile(TOOL_NAME)
 _SOURCE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
@@ -89,6 +92,7 @@ class ToolRegistry:
         self._built_in = dict(built_in)
         self._plugins = plugins
         self._loaded: _LoadedPlugins | None = None
+        self._made: dict[tuple[str, str], tuple[Tool, _SourceTool | str]] = {}
         for name in self._sources:
             if not _SOURCE_NAME.fullmatch(name):
                 raise ToolNameError(
@@ -99,10 +103,12 @@ class ToolRegistry:
     def find(self, names: Sequence[str]) -> tuple[Tool, ...]:
         """The tools of these names, in order, each once. ``files.*`` is all that source ``files`` has now.
 
+        Of that, a tool whose schema cannot be used is left out, with a warning in the log; named itself, it is an error.
+
         Raises:
             ToolPluginError: nobody has one of them, and a package's entry point could not be loaded.
             UnknownToolError: nobody has one of them.
-            ToolNameError: two tools have the same name, or would have it for the model.
+            ToolNameError: two tools have the same name, or would have it for the model; or one cannot be used.
         """
         found: dict[str, Tool] = {}
         for name in names:
@@ -143,12 +149,26 @@ class ToolRegistry:
             raise UnknownToolError(name, self.names(), f"; there is no source {source[:100]!r}")
         tools = self._tools_of(source)
         if inner == "*":
-            wanted = sorted(tools)
-        elif inner in tools:
-            wanted = [inner]
-        else:
+            shown = {f"{source}.{known}": self._shown(source, known, tools[known]) for known in sorted(tools)}
+            return {known: part for known, part in shown.items() if isinstance(part, _SourceTool)}
+        if inner not in tools:
             raise UnknownToolError(name, [f"{source}.{known}" for known in sorted(tools)])
-        return {f"{source}.{known}": _SourceTool(tools[known], shown_name(source, known)) for known in wanted}
+        part = self._shown(source, inner, tools[inner])
+        if isinstance(part, str):
+            raise ToolNameError(f"the tool {name} cannot be used: {part}")
+        return {name: part}
+
+    def _shown(self, source: str, name: str, inner: Tool) -> _SourceTool | str:
+        """The tool as the model sees it, made once, or why it cannot be used."""
+        made = self._made.get((source, name))
+        if made is None or made[0] is not inner:
+            try:
+                made = (inner, _SourceTool(inner, shown_name(source, name)))
+            except ValueError as problem:
+                _logger.warning("tool %s.%s is left out: %s", source, name, problem)
+                made = (inner, str(problem))
+            self._made[source, name] = made
+        return made[1]
 
     def _tools_of(self, source: str) -> Mapping[str, Tool]:
         return self._sources[source].tools()
@@ -221,11 +241,8 @@ class _SourceTool:
 
     def __init__(self, inner: Tool, name: str) -> None:
         self._inner = inner
-        try:
-            parameters = digestible(inner.spec.parameters)
-        except ValueError as problem:
-            raise ToolNameError(f"the tool {name} cannot be used: {problem}") from problem
-        self._spec = ToolSpec(name, inner.spec.description, parameters)
+        description = inner.spec.description or name.replace("_", " ")  # Gemini asks for one
+        self._spec = ToolSpec(name, description, digestible(inner.spec.parameters))
 
     @property
     def spec(self) -> ToolSpec:

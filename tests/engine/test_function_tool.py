@@ -1,4 +1,4 @@
-"""Functions as tools: their schemas, the decoding of what models write, and the threads of those that block."""
+"""Functions as tools: what the model sees of them, the decoding of what it writes, and their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import enum
 import functools
 import json
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,10 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from msgspec import Meta
 
-from engine.docstrings import read_docstring
 from engine.function_tool import FunctionTool, tool
-from engine.tool_schema import digestible
-from engine.tool_threads import ToolThreads, run_inline
+from engine.tool_threads import run_inline
 from engine.tools import ToolContext, ToolError, ToolResult
 
 from .tool_contexts import make_context
@@ -41,6 +37,10 @@ class Place(msgspec.Struct):
     country: str = "CH"
 
 
+class Town(msgspec.Struct):
+    name: str
+
+
 @dataclass
 class Span:
     first: int
@@ -50,11 +50,6 @@ class Span:
 
 class Options(TypedDict, total=False):
     colour: Literal["red", "blue"]
-
-
-class Tree(msgspec.Struct):
-    label: str
-    children: list[Tree] = []
 
 
 @tool
@@ -306,7 +301,7 @@ def takes_position(x: int, /) -> None: ...
 def takes_unhinted(x) -> None: ...  # type: ignore[no-untyped-def]
 def takes_missing(x: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 def takes_socket(x: socket.socket) -> None: ...
-def takes_structs(x: Place | Tree) -> None: ...
+def takes_structs(x: Place | Town) -> None: ...
 def takes_greek(λ: int) -> None: ...  # noqa: PLC2401
 def generates() -> Iterator[int]:
     yield 1
@@ -345,291 +340,6 @@ def test_other_callables_and_names_that_vendors_refuse_are_refused() -> None:
 
 
 def generates_nothing() -> None: ...
-
-
-# Schemas
-
-
-async def test_types_that_contain_themselves_keep_their_reference_and_others_are_inlined() -> None:
-    @tool
-    async def plant(tree: Tree, at: Annotated[Place, Meta(description="Where.")], again: Place | None = None) -> str:
-        return tree.children[0].label
-
-    schema = plant.spec.parameters
-    assert schema["properties"]["tree"] == {"$ref": "#/$defs/Tree"}
-    assert set(schema["$defs"]) == {"Tree"}
-    place = {
-        "type": "object",
-        "description": "Where.",
-        "properties": {"name": {"type": "string"}, "country": {"type": "string", "default": "CH"}},
-        "required": ["name"],
-    }
-    assert schema["properties"]["at"] == place
-    assert schema["properties"]["again"]["anyOf"][0] == {**place, "description": "A place on earth."}
-    arguments = {"tree": {"label": "a", "children": [{"label": "b"}]}, "at": {"name": "Bern"}}
-    Draft202012Validator.check_schema(schema)
-    Draft202012Validator(schema).validate(arguments)
-    assert await call(plant, json.dumps(arguments)) == ToolResult("b")
-
-
-class Circle(msgspec.Struct, tag="circle"):
-    radius: float
-
-
-class Square(msgspec.Struct, tag="square"):
-    side: float
-
-
-def test_only_words_that_every_vendor_reads_are_left() -> None:
-    @tool
-    async def draw(
-        shape: Circle | Square,
-        pair: tuple[int, str],
-        any_list: list[Any],
-        counts: dict[str, int],
-        kind: Literal["x"],
-        level: Literal[1, 2],
-        title: str,
-    ) -> None: ...
-
-    schema = draw.spec.parameters
-    text = json.dumps(schema)
-    for word in ("$ref", "$defs", "prefixItems", "const", "discriminator", '"additionalProperties": false'):
-        assert word not in text
-    properties = schema["properties"]
-    assert properties["title"] == {"type": "string"}
-    assert properties["pair"]["items"] == {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-    assert properties["any_list"] == {"type": "array", "items": {}}
-    assert properties["counts"] == {"type": "object", "additionalProperties": {"type": "integer"}}
-    assert properties["kind"] == {"type": "string", "enum": ["x"]}
-    assert properties["level"] == {"type": "integer", "enum": [1, 2]}
-    assert properties["shape"]["anyOf"][0]["properties"]["type"] == {"type": "string", "enum": ["circle"]}
-
-
-def test_schemas_of_others_are_made_digestible() -> None:
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "readArguments",
-        "type": "object",
-        "properties": {
-            "title": {"title": "Title", "const": "a", "default": {"title": "kept"}},
-            "default": {"$ref": "#/definitions/Mode", "description": "How."},
-            "rest": {"type": "array", "items": True},
-        },
-        "definitions": {"Mode": {"title": "Mode", "enum": ["r", "w"]}, "Unused": {"type": "string"}},
-        "additionalProperties": False,
-    }
-    assert digestible(schema) == {
-        "type": "object",
-        "properties": {
-            "title": {"type": "string", "enum": ["a"], "default": {"title": "kept"}},
-            "default": {"type": "string", "enum": ["r", "w"], "description": "How."},
-            "rest": {"type": "array", "items": {}},
-        },
-        "required": [],
-    }
-
-
-def test_a_schema_that_doubles_at_each_level_keeps_its_references() -> None:
-    levels = {
-        f"L{n}": {"type": "object", "properties": {s: {"$ref": f"#/$defs/L{n + 1}"} for s in "ab"}} for n in range(40)
-    }
-    schema = {"$ref": "#/$defs/L0", "$defs": {**levels, "L40": {"type": "string"}}}
-    result = digestible(schema)
-    assert result["type"] == "object"
-    assert len(result["$defs"]) == 40
-    assert len(json.dumps(result)) < 10_000
-    Draft202012Validator(result).validate({"a": {"b": {}}})
-
-
-def nested_lists(depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    for _ in range(depth):
-        schema = {"items": schema}
-    return schema
-
-
-@pytest.mark.parametrize(
-    ("schema", "why"),
-    [
-        ({"type": "string"}, "of 'string', not of an object"),
-        ({"properties": {"a": {"$ref": "#/$defs/Nowhere"}}}, "refers to '#/\\$defs/Nowhere'"),
-        ({"$ref": "https://example.com/schema"}, "refers to 'https"),
-        (nested_lists(5000), "nested too deeply"),
-    ],
-    ids=["no object", "no such definition", "elsewhere", "deep"],
-)
-def test_a_schema_that_cannot_be_used_is_refused(schema: dict[str, Any], why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        digestible(schema)
-
-
-def test_a_schema_that_refers_to_itself_at_the_top_is_an_object() -> None:
-    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}}
-    result = digestible({"$ref": "#/$defs/Node", "$defs": {"Node": node}})
-    assert (result["type"], result["properties"]) == ("object", node["properties"])
-    Draft202012Validator(result).validate({"next": {"next": {}}})
-
-
-def test_docstrings_of_other_shapes() -> None:
-    assert read_docstring(None) == ("", {})
-    assert read_docstring("One line.") == ("One line.", {})
-    text, entries = read_docstring(
-        """Does it.
-
-        Arguments:
-          a: first: with a colon
-          **b (dict[str, int]): second
-
-            its next paragraph
-
-        A list:
-        - one
-        - two
-        """
-    )
-    assert text == "Does it.\n\nA list:\n- one\n- two"
-    assert entries == {"a": "first: with a colon", "b": "second its next paragraph"}
-
-
-# Threads
-
-
-async def test_a_sync_function_runs_in_a_thread_of_the_tools_own() -> None:
-    threads = ToolThreads()
-
-    @tool(run_sync=threads.run)
-    def where(context: ToolContext) -> list[Any]:
-        default = trio.from_thread.run_sync(trio.to_thread.current_default_thread_limiter).borrowed_tokens
-        return [threading.current_thread() is threading.main_thread(), default]
-
-    assert await call(where) == ToolResult([False, 0])
-    assert threads.limiter().borrowed_tokens == 0
-    assert threads.abandoned == 0
-
-
-async def test_an_exception_in_the_thread_passes() -> None:
-    @tool
-    def fail() -> None:
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        await call(fail)
-
-
-class HangingTool:
-    """A sync tool whose calls hang until they are let go, and that tells how many have begun."""
-
-    def __init__(self, threads: ToolThreads) -> None:
-        self.release = threading.Event()
-        self._begun = threading.Semaphore(0)
-
-        @tool(run_sync=threads.run)
-        def hang() -> str:
-            self._begun.release()
-            self.release.wait(50)
-            return "late"
-
-        self.tool = hang
-
-    async def begin(self, nursery: trio.Nursery, calls: int) -> None:
-        for _ in range(calls):
-            nursery.start_soon(call, self.tool)
-        for _ in range(calls):
-            await trio.to_thread.run_sync(self._begun.acquire)
-
-
-async def all_threads_ended(threads: ToolThreads) -> None:
-    """Returns when every place of the limiter is free: a place is given back when its thread has ended."""
-    limiter = threads.limiter()
-    for place in range(int(limiter.total_tokens)):
-        await limiter.acquire_on_behalf_of(place)
-    for place in range(int(limiter.total_tokens)):
-        limiter.release_on_behalf_of(place)
-
-
-async def test_t1_forty_hung_tool_threads_stop_nobody_else() -> None:
-    threads = ToolThreads()
-    hanging = HangingTool(threads)
-    async with trio.open_nursery() as nursery:
-        await hanging.begin(nursery, 40)
-        nursery.cancel_scope.cancel()
-    try:
-        assert threads.abandoned == 40
-        assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
-        assert await trio.socket.getaddrinfo("localhost", 80)
-        assert await trio.Path(__file__).exists()
-        refused = await call(hanging.tool)
-        assert refused.failed
-        assert refused.value.startswith("not called: 40 earlier calls of tools that ran out of time are still running")
-    finally:
-        hanging.release.set()
-    await all_threads_ended(threads)
-    assert threads.abandoned == 0
-    assert await call(hanging.tool) == ToolResult("late")
-
-
-async def test_below_the_ceiling_there_is_a_thread_for_the_next_call() -> None:
-    threads = ToolThreads(threads=3, max_abandoned=2)
-    hanging = HangingTool(threads)
-
-    @tool(run_sync=threads.run)
-    def quick() -> int:
-        return 1
-
-    async with trio.open_nursery() as nursery:
-        await hanging.begin(nursery, 1)
-        nursery.cancel_scope.cancel()
-    assert await call(quick) == ToolResult(1)
-    async with trio.open_nursery() as nursery:
-        await hanging.begin(nursery, 1)
-        nursery.cancel_scope.cancel()
-    assert (await call(quick)).failed
-    hanging.release.set()
-    await all_threads_ended(threads)
-    assert await call(quick) == ToolResult(1)
-
-
-async def test_a_call_that_is_cancelled_before_its_thread_begins_is_never_made() -> None:
-    threads = ToolThreads(threads=2, max_abandoned=1)
-    hanging = HangingTool(threads)
-    made: list[int] = []
-
-    @tool(run_sync=threads.run)
-    def note() -> None:
-        made.append(1)
-
-    async with trio.open_nursery() as nursery:
-        await hanging.begin(nursery, 2)
-        with trio.CancelScope() as impatient:
-            impatient.cancel()
-            await call(note)
-        assert impatient.cancelled_caught
-        hanging.release.set()
-    await all_threads_ended(threads)
-    assert (made, threads.abandoned) == ([], 0)
-
-
-def test_threads_that_outlive_their_trio_run_are_counted_on_and_hold_no_place_in_the_next() -> None:
-    threads = ToolThreads(threads=2, max_abandoned=1)
-    hanging = HangingTool(threads)
-
-    async def abandon() -> None:
-        async with trio.open_nursery() as nursery:
-            await hanging.begin(nursery, 1)
-            nursery.cancel_scope.cancel()
-
-    async def look() -> tuple[bool, int]:
-        return (await call(hanging.tool)).failed, threads.limiter().borrowed_tokens
-
-    trio.run(abandon)
-    assert trio.run(look) == (True, 0)
-    hanging.release.set()
-
-
-def test_limits_that_could_starve_are_refused() -> None:
-    with pytest.raises(ValueError, match="less than threads"):
-        ToolThreads(threads=4, max_abandoned=4)
 
 
 async def test_cancelling_an_async_tool_cancels_it(autojump_clock: trio.testing.MockClock) -> None:

@@ -200,9 +200,32 @@ def test_a_sources_schema_is_made_digestible_or_refused() -> None:
     )
     server.held["bad"] = PlainTool("bad", {"type": "array"})
     registry = ToolRegistry({"files": server})
-    assert registry.find(["files.good"])[0].spec.parameters["properties"] == {"a": {"type": "array", "items": {}}}
-    with pytest.raises(ToolNameError, match="the tool files_bad cannot be used: the schema is of 'array'"):
+    (good,) = registry.find(["files.good"])
+    assert good.spec.parameters["properties"] == {"a": {"type": "array", "items": {}}}
+    with pytest.raises(ToolNameError, match=r"the tool files\.bad cannot be used: the schema is of 'array'"):
         registry.find(["files.bad"])
+
+
+def test_one_bad_tool_of_a_source_costs_none_of_the_others_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server("read")
+    server.held["bad"] = PlainTool("bad", {"type": "array"})
+    registry = ToolRegistry({"files": server})
+    for _ in range(2):
+        assert names_of(registry.find(["files.*"])) == ["files_read"]
+    assert [record.message for record in caplog.records] == [
+        "tool files.bad is left out: the schema is of 'array', not of an object"
+    ]
+    server.held["bad"] = PlainTool("better")
+    assert names_of(registry.find(["files.*"])) == ["files_bad", "files_read"]
+
+
+def test_a_tool_that_stays_the_same_is_made_fit_once() -> None:
+    server = Server("read")
+    server.held["mute"] = PlainTool("mute")
+    server.held["mute"].spec = ToolSpec("mute", "", {"type": "object"})  # type: ignore[misc]
+    registry = ToolRegistry({"files": server})
+    assert registry.find(["files.*"]) == registry.find(["files.*"])
+    assert registry.find(["files.mute"])[0].spec.description == "files mute"
 
 
 def test_what_an_entry_point_may_be() -> None:
