@@ -11,7 +11,7 @@ from server.records import AgentRecord
 
 from .errors import AlreadyThereError
 from .rows import StoredAgent
-from .schema import agents, insert_into, memories, messages, page_size, sessions, working_memories
+from .schema import add_row, agents, memories, messages, page_size, sessions, working_memories
 
 
 def create_agent(c: Connection, tenant_id: str, user_id: str | None, record: AgentRecord, now: str) -> StoredAgent:
@@ -29,9 +29,10 @@ def create_agent(c: Connection, tenant_id: str, user_id: str | None, record: Age
         "created_at": now,
         "updated_at": now,
     }
-    if c.execute(insert_into(c, agents).values(row).on_conflict_do_nothing()).rowcount == 0:
+    added = add_row(c, agents, row)
+    if added is None:
         raise AlreadyThereError(f"there is an agent {record.id!r} already")
-    return StoredAgent(record=record, tenant_id=tenant_id, user_id=user_id, revision=1, created_at=now, updated_at=now)
+    return _stored(added)
 
 
 def find_agent(c: Connection, tenant_id: str, agent_id: str) -> StoredAgent | None:

@@ -12,7 +12,7 @@ from server.principal import KeyLimits
 
 from .errors import AlreadyThereError
 from .rows import StoredKey
-from .schema import api_keys, insert_into
+from .schema import add_row, api_keys
 
 
 def create_key(c: Connection, key: StoredKey) -> None:
@@ -24,7 +24,7 @@ def create_key(c: Connection, key: StoredKey) -> None:
     row = msgspec.structs.asdict(key)
     # JSON has no infinity; a limit that is left out is none.
     row["limits"] = {name: value for name, value in msgspec.structs.asdict(key.limits).items() if not isinf(value)}
-    if c.execute(insert_into(c, api_keys).values(row).on_conflict_do_nothing()).rowcount == 0:
+    if add_row(c, api_keys, row) is None:
         raise AlreadyThereError(f"there is a key {key.key_id!r} already")
 
 

@@ -11,7 +11,7 @@ from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
 from .rows import Scope, StoredMemory
-from .schema import insert_into, memories, owned, owner_values, page_size
+from .schema import add_row, memories, owned, owner_values, page_size
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
 
@@ -50,8 +50,7 @@ def add_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    added = c.execute(insert_into(c, memories).values(row).on_conflict_do_nothing().returning(memories))
-    kept = added.mappings().one_or_none()
+    kept = add_row(c, memories, row)
     if kept is None:
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
     return _stored(kept)

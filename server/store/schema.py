@@ -7,6 +7,7 @@ of a surrogate pair. JSON is text too, ASCII only, so that it needs no cleaning 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    RowMapping,
     Table,
     Text,
     TypeDecorator,
@@ -206,6 +208,13 @@ def owner_values(scope: Scope) -> dict[str, Any]:
 def insert_into(c: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """The database's own INSERT, which has the same ``on_conflict_…`` methods for both."""
     return postgresql.insert(table) if c.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def add_row(c: Connection, table: Table, values: Mapping[str, Any]) -> RowMapping | None:
+    """Insert a row and give it back as it was stored; None, and no change, if its key is taken."""
+    # Not by rowcount: SQLAlchemy does not promise one for an INSERT, and has none on PostgreSQL.
+    added = c.execute(insert_into(c, table).values(**values).on_conflict_do_nothing().returning(table))
+    return added.mappings().one_or_none()
 
 
 def page_size(wish: int) -> int:

@@ -21,7 +21,7 @@ from .history import (
 )
 from .memories import add_memory
 from .rows import Scope, StoredRun
-from .schema import insert_into, messages, owner_values, runs, sessions
+from .schema import add_row, insert_into, messages, owner_values, runs, sessions
 
 __all__ = [
     "begin_turn",
@@ -44,7 +44,7 @@ def begin_turn(
     """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
     place = {**owner_values(scope), "session_id": session_id}
     run = {**place, "run_id": run_id, "key_id": key_id, "status": "running", "created_at": now}
-    if c.execute(insert_into(c, runs).values(run).on_conflict_do_nothing()).rowcount == 0:
+    if add_row(c, runs, run) is None:
         return
     c.execute(
         insert_into(c, sessions)
