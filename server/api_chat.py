@@ -8,10 +8,15 @@ from typing import Literal
 import msgspec
 from quart import Response
 
-from engine import AgentStopped, DrainingError, Error, GenerationComplete, Run, Usage
+from engine import AgentStopped, DrainingError, Error, GenerationComplete, Run, RunSpec, Usage
+from engine.agent import begin_turn
+from engine.memory import TurnRecord
 from engine.pieces import FinishReason
 
-from .errors import ApiError, draining, not_found
+from .agent_access import find_chat_agent
+from .auth import resolve_user
+from .availability import or_unavailable
+from .errors import ApiError, draining
 from .requests import ChatRequest
 from .routing import API, STREAM, Call, Reply, Route
 from .simulated import SimulatedBody
@@ -26,7 +31,7 @@ class WholeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         message_id: the run's id.
         memories_updated: whether the run changed what is remembered.
-        memories_count: how many memories it changed.
+        memories_count: how often it changed it.
         usage: token counts, the vendor's or estimated.
         finish_reason: the model's, null if it gave none, or ``stopped``.
     """
@@ -66,25 +71,60 @@ async def chat_simulated(call: Call[ChatRequest, None]) -> Response:
 
 
 async def start_run(call: Call[ChatRequest, None]) -> Run:
-    """The run that the request asks for, started.
+    """The run that the request asks for, started; the user's message is kept by then.
 
     Raises:
         ApiError: it may not, or cannot, be started.
     """
-    services, agent_id = call.services, call.ids["agent_id"]
-    agent = services.agents.get(agent_id)
-    if agent is None:
-        raise not_found("agent", agent_id)
+    services, caller = call.services, call.caller
+    user_id = resolve_user(caller, call.body.user_id)
+    agent = await find_chat_agent(call, user_id)
     spec = call.body.run_spec(agent, services.resume_grace)
+    if services.gatekeeper is None:
+        return await _start(call, spec)
+    slot = await services.gatekeeper.open_run(caller)
     try:
-        return services.supervisor.start(spec)
-    except DrainingError as error:
+        return await _start(call, msgspec.structs.replace(spec, on_ended=slot.run_ended))
+    except BaseException:
+        slot.close()
+        raise
+
+
+async def _start(call: Call[ChatRequest, None], spec: RunSpec) -> Run:
+    """Keep the message, then start the run. Nothing waits in between, so that neither is without the other."""
+    supervisor = call.services.supervisor
+    if supervisor.draining:
+        raise draining()
+    run_id = supervisor.new_run_id()
+    await or_unavailable(begin_turn, spec, run_id)
+    try:
+        return supervisor.start(spec, run_id)
+    except DrainingError as error:  # since a moment ago
+        await or_unavailable(_give_up, spec, run_id)
         raise draining() from error
+
+
+async def _give_up(spec: RunSpec, run_id: str) -> None:
+    """Keep that a run whose message is kept will not be."""
+    if spec.memory_use is not None:
+        turn = TurnRecord(
+            run_id=run_id,
+            status="error",
+            messages=(),
+            response="",
+            usage=None,
+            total_steps=0,
+            elapsed_ms=0.0,
+            ttfb_ms=None,
+            error_code="draining",
+        )
+        await spec.memory_use.memory.save_turn(turn)
 
 
 def run_headers(run: Run) -> dict[str, str]:
     """The headers that tell which run a response is of."""
-    return {"X-Run-Id": run.id, "Location": f"{API}/runs/{run.id}/events"}
+    location = f"{API}/runs/{run.id}/events"
+    return {"X-Run-Id": run.id, "X-Session-Id": run.spec.owner.session_id, "Location": location}
 
 
 def whole_answer(run: Run) -> WholeAnswer:
@@ -98,8 +138,8 @@ def whole_answer(run: Run) -> WholeAnswer:
             return WholeAnswer(
                 message_id=run.id,
                 content=run.response,
-                memories_updated=False,
-                memories_count=0,
+                memories_updated=run.memory_updates > 0,
+                memories_count=run.memory_updates,
                 processing_time_ms=round(run.elapsed * 1000, 3),
                 run_id=run.id,
                 usage=run.usage,

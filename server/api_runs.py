@@ -11,10 +11,11 @@ from engine import Run, Usage
 from engine.events import TerminalEvent
 
 from .api_chat import run_headers
-from .errors import not_found
+from .errors import ApiError, not_found
 from .routing import API, STREAM, Call, Route
 from .sse import EventStreamBody, requested_cursor, stream_response
-from .store.rows import RunStatus
+from .store import turns
+from .store.rows import RunStatus, StoredRun
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,21 +56,40 @@ def find_run(call: Call[Any, Any]) -> Run:
     Raises:
         ApiError: 404, there is none, or none of the caller's.
     """
-    run_id = call.ids["run_id"]
-    run = call.services.supervisor.find(run_id)
-    if run is None:
-        raise not_found("run", run_id)
+    run = call.services.supervisor.find(call.ids["run_id"])
+    if run is None or not call.caller.may_see(run.spec.owner.tenant_id, run.spec.owner.user_id):
+        raise _no_run(call)
     return run
+
+
+async def find_stored_run(call: Call[Any, Any]) -> StoredRun:
+    """The run that the path names as the store knows it. Raises as ``find_run``, and 503."""
+    run_id = call.ids["run_id"]
+    run = None if call.services.database is None else await call.services.read(turns.find_run, run_id)
+    if run is None or not call.caller.may_see(run.tenant_id, run.user_id):
+        raise _no_run(call)
+    return run
+
+
+def _no_run(call: Call[Any, Any]) -> ApiError:
+    return not_found("run", call.ids["run_id"])
 
 
 async def get_run(call: Call[None, None]) -> RunView:
     """The run's state."""
-    return run_view(find_run(call))
+    try:
+        return run_view(find_run(call))
+    except ApiError:
+        return stored_run_view(await find_stored_run(call))
 
 
 async def get_run_events(call: Call[None, EventsQuery]) -> Response:
     """The run's events from a number on, then live."""
-    run = find_run(call)
+    try:
+        run = find_run(call)
+    except ApiError:
+        await find_stored_run(call)
+        raise ApiError(410, "GONE", "the run's events are no longer kept; its state is") from None
     cursor = requested_cursor(call.request, run.log)
     if run.log.ended and cursor == run.log.last_seq:
         return Response(b"", status=204, headers={"Cache-Control": "no-store"})
@@ -112,6 +132,24 @@ def run_view(run: Run) -> RunView:
         ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
         usage=run.usage,
         terminal=terminal,
+    )
+
+
+def stored_run_view(run: StoredRun) -> RunView:
+    """A run that memory has dropped."""
+    usage = None
+    if run.input_tokens is not None and run.output_tokens is not None:
+        usage = Usage(run.input_tokens, run.output_tokens)
+    return RunView(
+        run_id=run.run_id,
+        agent_id=run.agent_id,
+        status=run.status,
+        last_seq=0,
+        response=run.response or "",
+        elapsed_ms=run.elapsed_ms,
+        ttfb_ms=run.ttfb_ms,
+        usage=usage,
+        terminal=None,
     )
 
 

@@ -21,5 +21,7 @@ def create_app(services: Services) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     install_error_handlers(app)
+    if services.guard is not None:
+        services.guard.install(app)
     install_routes(app, services, ROUTES)
     return app

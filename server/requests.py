@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import inf
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ from msgspec import Meta
 from quart import Request
 
 from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, RunSpec, StreamingConfig
+from engine.agent import DEFAULT_SESSION
 
 from .errors import ApiError
 from .json_depth import MAX_JSON_DEPTH, is_too_deep
@@ -19,6 +21,7 @@ JSON_MEDIA_TYPE = "application/json"
 MAX_BODY_BYTES = 2**20
 MAX_MESSAGE_CHARS = 200_000
 BODY_SECONDS = 20
+SESSION_ID = r"[A-Za-z0-9._:-]{1,100}"
 
 OnDisconnect: TypeAlias = Literal["cancel", "grace", "continue"]
 
@@ -44,6 +47,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         message: the user's text, not blank.
+        user_id: whom the message is from: yourself, or as an admin any user of the tenant.
+        session_id: messages of one session are one conversation.
+        metadata: the caller's own; taken, and not kept.
         on_disconnect: what becomes of the run when its last reader leaves: ended at once, after the server's grace
             (the default), or not at all.
         deadlines: seconds; may be shorter than the agent's, never longer.
@@ -51,11 +57,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     message: str
     user_id: str | None = None
-    session_id: str | None = None
+    session_id: Annotated[str, Meta(pattern=f"^{SESSION_ID}$")] | None = None
     metadata: dict[str, Any] | None = None
     on_disconnect: OnDisconnect = "grace"
     deadlines: DeadlineWish | None = None
     stream: StreamWish = StreamWish()
+
+    @property
+    def session(self) -> str:
+        """The session that the message belongs to."""
+        return self.session_id or DEFAULT_SESSION
 
     def run_spec(self, agent: BasicAgent, resume_grace: float) -> RunSpec:
         """The run that this request asks for.
@@ -65,6 +76,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """
         if not self.message.strip():
             raise ApiError(422, "VALIDATION_ERROR", "message is blank", {"field": "message"})
+        if not re.fullmatch(SESSION_ID, self.session):  # the pattern lets a last newline through
+            raise ApiError(422, "VALIDATION_ERROR", "session_id ends with a newline", {"field": "session_id"})
         if len(self.message) > MAX_MESSAGE_CHARS:
             raise ApiError(413, "PAYLOAD_TOO_LARGE", f"message is over {MAX_MESSAGE_CHARS} characters")
         graces: dict[OnDisconnect, float] = {"cancel": 0.0, "grace": resume_grace, "continue": inf}
@@ -72,6 +85,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             deadlines=self.deadlines,
             streaming=self.stream.applied_to(agent.streaming),
             resume_grace=graces[self.on_disconnect],
+            session_id=self.session,
         )
         try:
             return agent.run_spec(self.message, options)

@@ -14,7 +14,8 @@ from quart_trio import QuartTrio
 
 from .errors import ApiError, json_response, not_found
 from .principal import LOCAL_USER, Principal
-from .requests import JSON_MEDIA_TYPE, read_json
+from .records import AGENT_ID
+from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
 
 API = "/api/v1"
@@ -45,9 +46,9 @@ class PathId:
 
 
 PATH_IDS: Mapping[str, PathId] = {
-    "agent_id": PathId("agent", r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}"),
+    "agent_id": PathId("agent", AGENT_ID),
     "run_id": PathId("run", r"[A-Za-z0-9_-]{1,64}"),
-    "session_id": PathId("session", r"[A-Za-z0-9._:-]{1,100}"),
+    "session_id": PathId("session", SESSION_ID),
     "memory_id": PathId("memory", r"[A-Za-z0-9._:-]{1,100}"),
 }
 
@@ -143,7 +144,7 @@ def install_routes(app: QuartTrio, services: Services, routes: Sequence[Route]) 
 
 def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]]:
     async def view(**ids: str) -> Response:
-        caller = LOCAL_USER
+        caller = await _admitted(route, services)
         for name, text in ids.items():
             if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
                 raise not_found(PATH_IDS[name].what, text)
@@ -153,6 +154,12 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
         return answer if isinstance(answer, Response) else _response(route, answer)
 
     return view
+
+
+async def _admitted(route: Route, services: Services) -> Principal:
+    if route.open or services.gatekeeper is None:
+        return LOCAL_USER
+    return await services.gatekeeper.admit(request)
 
 
 def _response(route: Route, answer: Any) -> Response:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar, TypeVarTuple
 
-import trio
+from sqlalchemy import Connection
 
 from engine import BasicAgent, RunSupervisor
+from engine.run import utc_now
 from engine.trace import InMemoryTraces
 
-from .errors import RETRY_AFTER_SECONDS, ApiError
-
-STORE_SECONDS = 5.0
+from .auth import Gatekeeper
+from .availability import or_unavailable
+from .directory import AgentDirectory
+from .errors import ApiError
+from .factory import AgentFactory
+from .guard import RequestGuard
+from .provider_policy import ProviderPolicy
+from .store.database import Database
+from .tool_registry import ToolRegistry
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True)
@@ -23,25 +32,61 @@ class Services:
     """What the routes work on. Closing any of it is its maker's.
 
     Attributes:
-        agents: by id, for everyone: agents that are made already, of a program that needs no records of them.
+        agents: by id, for everyone: agents that are made already, of a program that keeps no records of them.
         supervisor: of this worker's runs.
         resume_grace: the default, in seconds.
+        directory: agents that are records; None for a server that has none.
+        factory: makes those agents; goes with ``directory``.
+        database: where agents, sessions and memories are; None for a server that keeps nothing.
+        gatekeeper: says who asks; None takes everybody for the local user.
+        guard: refuses what a web page elsewhere may have sent; None refuses nothing.
+        tools: what agents may name; None for a server that tells of none.
+        policy, environment: where the agents that come through the API may send which secrets.
         traces: kept of runs; None for a server that keeps none.
+        clock: the wall clock.
     """
 
     agents: Mapping[str, BasicAgent]
     supervisor: RunSupervisor
     resume_grace: float = 5.0
+    directory: AgentDirectory | None = None
+    factory: AgentFactory | None = None
+    database: Database | None = None
+    gatekeeper: Gatekeeper | None = None
+    guard: RequestGuard | None = None
+    tools: ToolRegistry | None = None
+    policy: ProviderPolicy = field(default_factory=ProviderPolicy)
+    environment: Mapping[str, str] = field(default_factory=dict)
     traces: InMemoryTraces | None = None
+    clock: Callable[[], datetime] = utc_now
 
+    def now(self) -> str:
+        """The time as the store keeps it."""
+        return self.clock().isoformat(timespec="microseconds")
 
-async def within_store_deadline(asked: Awaitable[T]) -> T:
-    """What the store answers within ``STORE_SECONDS``.
+    async def read(self, query: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """What the query finds in the store.
 
-    Raises:
-        ApiError: 503, it does not.
-    """
-    with trio.move_on_after(STORE_SECONDS):
-        return await asked
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    raise ApiError(503, "SERVICE_UNAVAILABLE", "the store does not answer", headers=headers)
+        Raises:
+            ApiError: 503, the store does not answer, or there is none.
+        """
+        database = self._store()
+
+        async def ask() -> T:
+            return await database.read(query, *args)
+
+        return await or_unavailable(ask)
+
+    async def write(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """Make the change in the store. Raises as ``read``."""
+        database = self._store()
+
+        async def ask() -> T:
+            return await database.write(change, *args)
+
+        return await or_unavailable(ask)
+
+    def _store(self) -> Database:
+        if self.database is None:
+            raise ApiError(503, "SERVICE_UNAVAILABLE", "this server keeps nothing: it has no database")
+        return self.database

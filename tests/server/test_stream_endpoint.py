@@ -122,6 +122,7 @@ async def test_a_stream_has_these_headers(path: str, autojump_clock: MockClock) 
                 "cache-control": "no-cache, no-transform",
                 "x-accel-buffering": "no",
                 "location": f"{API}/runs/{run_id}/events",
+                "x-session-id": "default",
                 "transfer-encoding": "chunked",
             }
             assert re.fullmatch(r"[\w-]{22}", run_id, re.ASCII)

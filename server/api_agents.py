@@ -1,0 +1,260 @@
+"""Agents: those that the operator declared for everybody, and those of a tenant and its users."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import Connection
+
+from .agent_access import find_changeable, find_listed
+from .availability import or_unavailable
+from .directory import ListedAgent
+from .errors import ApiError, not_found
+from .factory import AgentConfigError
+from .paging import Page, PageQuery
+from .provider_policy import check_record
+from .records import AgentRecord
+from .routing import API, Call, Reply, Route
+from .store import agents as agent_rows
+from .store.errors import AlreadyThereError
+from .store.rows import StoredAgent
+from .tool_registry import UnknownToolError
+
+BelongsTo: TypeAlias = Literal["server", "tenant", "user"]
+
+EXAMPLE = {"id": "my-agent", "llm_config": {"provider": "replay", "model": "gpt4o-short"}, "tools": ["calculator"]}
+
+_ETAG = re.compile(r'"(\d{1,18})"')
+
+
+class AgentBody(AgentRecord, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An agent as a request writes it down.
+
+    Attributes:
+        id: what URLs and the OpenAI-compatible ``model`` field name it by; left out, a new agent gets one.
+    """
+
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.id:
+            super().__post_init__()
+
+    def record(self, agent_id: str) -> AgentRecord:
+        """The record under that id.
+
+        Raises:
+            ApiError: 422, it is for another id.
+        """
+        if self.id not in ("", agent_id):
+            raise ApiError(422, "VALIDATION_ERROR", "the id is not that of the path", {"field": "id"})
+        return AgentRecord(**_fields(self) | {"id": agent_id})
+
+
+class AgentView(AgentRecord, frozen=True, kw_only=True):
+    """An agent: its record, and whose it is.
+
+    Attributes:
+        belongs_to: ``server`` is the operator's, for everybody and never changed here; ``tenant`` is for all of the
+            tenant's users, and its admins change it; ``user`` is one user's.
+        user_id: that user.
+        revision: counts the changes, from 1; the number in the ``ETag``. Null for one of the server's.
+        created_at, updated_at: UTC, ISO 8601.
+    """
+
+    belongs_to: BelongsTo
+    user_id: str | None = None
+    revision: int | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+class _ChangedError(Exception):
+    """The agent has another revision than the one that is to be changed."""
+
+
+async def create_agent(call: Call[AgentBody, None]) -> Reply:
+    """Keep a new agent: an admin's is for the whole tenant, a user's is his own."""
+    record = call.body.record(call.body.id or f"agent-{secrets.token_hex(8)}")
+    _check(call, record)
+    directory, caller = call.services.directory, call.caller
+    owner = None if caller.admin else caller.user_id
+    try:
+        if record.id in call.services.agents or (directory is not None and directory.is_operators(record.id)):
+            raise AlreadyThereError(f"there is an agent {record.id!r} already")
+        stored = await call.services.write(
+            agent_rows.create_agent, caller.tenant_id, owner, record, call.services.now()
+        )
+    except AlreadyThereError as error:
+        raise ApiError(409, "CONFLICT", str(error), {"field": "id"}) from error
+    return Reply(agent_view(stored), {"Location": f"{API}/agents/{record.id}", **_etag(stored)})
+
+
+async def list_agents(call: Call[None, PageQuery]) -> Page[AgentView]:
+    """The agents that the caller may use."""
+    query, directory = call.query, call.services.directory
+    if directory is None:
+        return Page(items=[], total=0, limit=query.limit, offset=query.offset)
+    found, total = await or_unavailable(directory.list, call.caller, query.limit, query.offset)
+    return Page(items=[agent_view(agent) for agent in found], total=total, limit=query.limit, offset=query.offset)
+
+
+async def get_agent(call: Call[None, None]) -> Reply:
+    """One agent."""
+    agent = await find_listed(call)
+    return Reply(agent_view(agent), _etag(agent))
+
+
+async def replace_agent(call: Call[AgentBody, None]) -> Reply:
+    """Put another record in place of the agent's."""
+    record = call.body.record(call.ids["agent_id"])
+    await find_changeable(call)
+    _check(call, record)
+    try:
+        stored = await call.services.write(
+            _replace, call.caller.tenant_id, record, call.services.now(), _wanted_revisions(call)
+        )
+    except _ChangedError as error:
+        raise _changed() from error
+    if stored is None:
+        raise not_found("agent", record.id)
+    return Reply(agent_view(stored), _etag(stored))
+
+
+async def delete_agent(call: Call[None, None]) -> None:
+    """Delete the agent with all that it remembers, of all its users."""
+    await find_changeable(call)
+    tenant_id, agent_id = call.caller.tenant_id, call.ids["agent_id"]
+    try:
+        deleted = await call.services.write(_delete, tenant_id, agent_id, _wanted_revisions(call))
+    except _ChangedError as error:
+        raise _changed() from error
+    if not deleted:
+        raise not_found("agent", agent_id)
+
+
+def agent_view(agent: ListedAgent) -> AgentView:
+    """The agent as clients see it. Records name the variables that hold keys, never a key."""
+    if isinstance(agent, AgentRecord):
+        return AgentView(**_fields(agent), belongs_to="server")
+    return AgentView(
+        **_fields(agent.record),
+        belongs_to="tenant" if agent.user_id is None else "user",
+        user_id=agent.user_id,
+        revision=agent.revision,
+        created_at=agent.created_at,
+        updated_at=agent.updated_at,
+    )
+
+
+def _fields(record: AgentRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in AgentRecord.__struct_fields__}
+
+
+def _check(call: Call[Any, Any], record: AgentRecord) -> None:
+    """Refuse a record that would send secrets where the caller may not, or of which no agent can be made."""
+    services = call.services
+    check_record(record, call.caller, services.policy, services.environment)
+    if services.factory is None:
+        return
+    try:
+        services.factory.check(record)
+    except AgentConfigError as error:
+        field = "tools" if isinstance(error.__cause__, UnknownToolError) else "llm_config"
+        raise ApiError(422, "VALIDATION_ERROR", str(error), {"field": field}) from error
+
+
+def _replace(
+    connection: Connection, tenant_id: str, record: AgentRecord, now: str, wanted: frozenset[int] | None
+) -> StoredAgent | None:
+    """In one transaction; the revision is compared once the row is changed, and so cannot change in between."""
+    stored = agent_rows.replace_agent(connection, tenant_id, record, now)
+    if stored is not None and wanted is not None and stored.revision - 1 not in wanted:
+        raise _ChangedError
+    return stored
+
+
+def _delete(connection: Connection, tenant_id: str, agent_id: str, wanted: frozenset[int] | None) -> bool:
+    if wanted is not None:
+        stored = agent_rows.find_agent(connection, tenant_id, agent_id)
+        if stored is not None and stored.revision not in wanted:
+            raise _ChangedError
+    return agent_rows.delete_agent(connection, tenant_id, agent_id)
+
+
+def _wanted_revisions(call: Call[Any, Any]) -> frozenset[int] | None:
+    """The revisions that ``If-Match`` names; None for any."""
+    tags = ",".join(call.request.headers.getlist("If-Match")).strip()
+    return None if tags in ("", "*") else frozenset(int(number) for number in _ETAG.findall(tags))
+
+
+def _etag(agent: ListedAgent) -> dict[str, str]:
+    return {} if isinstance(agent, AgentRecord) else {"ETag": f'"{agent.revision}"'}
+
+
+def _changed() -> ApiError:
+    return ApiError(412, "PRECONDITION_FAILED", "the agent was changed in between: it is not the one of If-Match")
+
+
+_ONE = f"{API}/agents/{{agent_id}}"
+_IF_MATCH = {"If-Match": "The agent's ETag: the change is made only if nobody changed it since."}
+_ETAG_HEADER = {"ETag": "The agent's revision, for `If-Match`; none for the server's agents."}
+
+ROUTES = (
+    Route(
+        method="POST",
+        path=f"{API}/agents",
+        handler=create_agent,
+        summary="Keep a new agent: an admin's is for all of the tenant, a user's is his own",
+        tag="Agents",
+        body=AgentBody,
+        answer=AgentView,
+        status=201,
+        refusals=(409,),
+        answer_headers={"Location": "The agent's path.", **_ETAG_HEADER},
+        example=EXAMPLE,
+    ),
+    Route(
+        method="GET",
+        path=f"{API}/agents",
+        handler=list_agents,
+        summary="The agents that you may use: the server's, the tenant's, yours",
+        tag="Agents",
+        query=PageQuery,
+        answer=Page[AgentView],
+    ),
+    Route(
+        method="GET",
+        path=_ONE,
+        handler=get_agent,
+        summary="One agent",
+        tag="Agents",
+        answer=AgentView,
+        answer_headers=_ETAG_HEADER,
+    ),
+    Route(
+        method="PUT",
+        path=_ONE,
+        handler=replace_agent,
+        summary="Put another record in place of the agent's",
+        tag="Agents",
+        body=AgentBody,
+        answer=AgentView,
+        refusals=(409, 412),
+        headers=_IF_MATCH,
+        answer_headers=_ETAG_HEADER,
+        example={name: value for name, value in EXAMPLE.items() if name != "id"},
+    ),
+    Route(
+        method="DELETE",
+        path=_ONE,
+        handler=delete_agent,
+        summary="Delete an agent with all that it remembers, of all its users",
+        tag="Agents",
+        status=204,
+        refusals=(409, 412),
+        headers=_IF_MATCH,
+    ),
+)
