@@ -11,12 +11,12 @@ from .emitter import Emitter, encodable
 from .errors import ErrorCode, OutputLimitError, ProviderError
 from .events import Event, MemoryUpdate, Metadata, StepComplete, ToolCallComplete, Usage
 from .guests import Guests
-from .model_call import ModelCall, UniqueIds
+from .model_call import CallInProgress, ModelCall, UniqueIds
 from .prompt import read_context, with_context
 from .provider import Message, ModelRequest
 from .spec import RunSpec
 from .tool_calls import PendingCall
-from .tools import MemoryOperation, Tool, ToolContext
+from .tools import MemoryOperation, ToolContext
 from .trace import CANCELLED, Span, Tracer
 from .usage import add_usage
 
@@ -90,7 +90,7 @@ class AgentLoop:
                     return None
                 results = await self._call_tools(call, guests, step, may_call=may_call) if call.calls else []
             self._keep(call, results)
-            if not (call.calls and may_call) or call.finish_reason == "content_filter":
+            if not (call.calls and may_call) or call.finish_reason == "content_filter" or self._emitter.ended:
                 break
             request = msgspec.structs.replace(first, messages=(*first.messages, *self.turn))
         ran_out = bool(request.tools) and not may_call and call.finish_reason != "content_filter"
@@ -155,32 +155,46 @@ class AgentLoop:
 
     async def _call_tools(self, call: ModelCall, guests: Guests, parent: Span, *, may_call: bool) -> list[Message]:
         """The step's tool calls, side by side; their results in the order of the calls."""
-        use = self._spec.tool_use
-        allowed = use.max_tool_calls - self._tool_calls if may_call else 0
-        on_settled = partial(self._note_outcome, call.step_id)
-        pending = [
-            PendingCall(called, self._spec.deadlines.tool, use.max_result_bytes, on_settled) for called in call.calls
-        ]
+        spans = [self._tracer.begin("tool", one.name, parent, call_id=one.call_id) for one in call.calls]
+        pending = [self._pend(one, call.step_id, span) for one, span in zip(call.calls, spans, strict=True)]
+        try:
+            self._start(pending, guests, filtered=call.finish_reason == "content_filter", may_call=may_call)
+            for one in pending:
+                await one.wait()
+        finally:
+            for span in spans:
+                self._tracer.end(span, CANCELLED)  # if it has not ended with its result
+        called, outcomes = tuple(one.as_called() for one in pending), tuple(one.as_outcome() for one in pending)
+        self._emit(StepComplete("Initial" if self.steps == 1 else "Tool", call.step_id, called, outcomes))
+        return [one.as_message() for one in pending]
+
+    def _pend(self, call: CallInProgress, step_id: str, span: Span) -> PendingCall:
+        def on_settled(pending: PendingCall) -> None:
+            outcome = pending.as_outcome()
+            self._tracer.end(span, "failed" if outcome.status == "Error" else None)
+            self._emit(ToolCallComplete(outcome.call_id, outcome.status, outcome.result, step_id))
+
+        return PendingCall(call, self._spec.deadlines.tool, self._spec.tool_use.max_result_bytes, on_settled)
+
+    def _start(self, pending: list[PendingCall], guests: Guests, *, filtered: bool, may_call: bool) -> None:
+        """Start the tools, each in a task; calls that may not be made have their answer at once."""
+        allowed = self._spec.tool_use.max_tool_calls - self._tool_calls if may_call else 0
         self._tool_calls += len(pending)
         for number, one in enumerate(pending):
-            tool = self._tools.get(one.call.name)
-            if call.finish_reason == "content_filter":
+            name = one.call.name
+            tool = self._tools.get(name)
+            if filtered:
                 one.refuse("not called: the answer was filtered")
             elif number >= allowed:
                 one.refuse("not called: no more tools may be called for this answer")
             elif tool is None:
-                one.refuse(f"there is no tool {one.call.name[:100]!r}; there are: {', '.join(self._tools)}")
+                one.refuse(f"there is no tool {name[:100]!r}; there are: {', '.join(self._tools)}")
             else:
-                guests.invite(f"tool {one.call.name}", partial(self._run_tool, one, tool, parent))
-        for one in pending:
-            await one.wait()
-        called, outcomes = (tuple(one.as_called() for one in pending), tuple(one.as_outcome() for one in pending))
-        self._emit(StepComplete("Initial" if self.steps == 1 else "Tool", call.step_id, called, outcomes))
-        return [one.as_message() for one in pending]
+                guests.invite(f"tool {name}", partial(one.execute, tool, self._context_for(one.call)))
 
-    async def _run_tool(self, pending: PendingCall, tool: Tool, parent: Span) -> None:
-        call, memory_use = pending.call, self._spec.memory_use
-        context = ToolContext(
+    def _context_for(self, call: CallInProgress) -> ToolContext:
+        memory_use = self._spec.memory_use
+        return ToolContext(
             run_id=self._run.id,
             call_id=call.call_id,
             agent_id=self._spec.agent_id,
@@ -188,16 +202,6 @@ class AgentLoop:
             memory=memory_use.memory if memory_use else None,
             memory_updated=self._note_memory_update,
         )
-        span = self._tracer.begin("tool", call.name, parent, call_id=call.call_id)
-        try:
-            await pending.execute(tool, context)
-        finally:
-            result = pending.result
-            self._tracer.end(span, CANCELLED if result is None else "failed" if result.failed else None)
-
-    def _note_outcome(self, step_id: str, pending: PendingCall) -> None:
-        outcome = pending.as_outcome()
-        self._emit(ToolCallComplete(outcome.call_id, outcome.status, outcome.result, step_id))
 
     def _note_memory_update(self, key: str, operation: MemoryOperation) -> None:
         self._run.memory_updates += 1

@@ -137,9 +137,7 @@ class Emitter:
         """
         if self._log.terminal is None:
             self._seal()
-            if not closes(event):
-                self.check_room(0)
-            self._log.append(event)
+            self._log.append(event, inf if closes(event) else self._max_run_bytes)
 
     def forget(self) -> None:
         """Drop the texts kept for ``response`` and ``reasoned``: the terminal event has what is still wanted."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from .errors import OutputLimitError
 from .events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, encode_frame
 from .order import EventOrder, RunState
 
@@ -67,16 +68,19 @@ class RunLog:
         """Whether the terminal event is in: nothing follows it."""
         return self._order.state is RunState.ENDED
 
-    def append(self, event: Event) -> LogEntry:
+    def append(self, event: Event, max_bytes: float = inf) -> LogEntry:
         """Number the event, keep it and wake the readers. Synchronous, never blocks.
 
         A refused event, also one that cannot be encoded (TypeError, UnicodeEncodeError), leaves the log unchanged.
 
         Raises:
+            OutputLimitError: with it, the log would be larger than ``max_bytes``.
             EventOrderError: the event may not come at this point: a bug of the caller.
         """
         seq = len(self._entries) + 1
         entry = LogEntry(seq, event, encode_frame(self.run_id, seq, event))
+        if self.size_bytes + len(entry.frame) > max_bytes:
+            raise OutputLimitError(f"the run's output is over {max_bytes} bytes")
         self._order.admit(event)  # after the encoding, which may fail
         self._entries.append(entry)
         self.size_bytes += len(entry.frame)

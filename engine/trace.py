@@ -147,11 +147,14 @@ class Tracer:
 
 
 def error_name(reason: BaseException) -> str:
-    """What a span calls an exception: ``cancelled``, or the name of its class; of a group, its first real failure's."""
+    """What a span calls an exception: ``cancelled``, its ``code`` or its class; of a group, that of its first failure."""
     if isinstance(reason, BaseExceptionGroup):
         _, failures = reason.split(trio.Cancelled)
         return CANCELLED if failures is None else error_name(failures.exceptions[0])
-    return CANCELLED if isinstance(reason, trio.Cancelled) else type(reason).__name__
+    if isinstance(reason, trio.Cancelled):
+        return CANCELLED
+    code = getattr(reason, "code", None)
+    return code if isinstance(code, str) else type(reason).__name__
 
 
 class EachOf:

@@ -14,6 +14,8 @@ from engine import (
     Deadlines,
     Emit,
     Event,
+    FinishPiece,
+    MemoryUse,
     Message,
     ModelRequest,
     Piece,
@@ -25,6 +27,10 @@ from engine import (
     RunSpec,
     StreamingConfig,
     TextPiece,
+    Tool,
+    ToolCallPiece,
+    ToolUse,
+    TraceCollector,
 )
 from engine.events import TERMINAL_EVENT_TYPES
 from engine.spec import MAX_RUN_BYTES
@@ -98,6 +104,44 @@ class ProgrammedProvider:
         """Nothing is open."""
 
 
+class StepwiseProvider:
+    """Plays one script for each request, the last one over and over. ``requests`` has what was asked, with its time."""
+
+    name = "stepwise"
+
+    def __init__(self, *scripts: Sequence[Line]) -> None:
+        self.scripts = scripts
+        self.requests: list[ModelRequest] = []
+        self.asked_at: list[float] = []
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        start = trio.current_time()
+        self.requests.append(request)
+        self.asked_at.append(start)
+        for at, line in self.scripts[min(len(self.requests), len(self.scripts)) - 1]:
+            await trio.sleep_until(start + at)
+            if isinstance(line, BaseException):
+                raise line
+            emit(line)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def calling(*calls: str, said: str = "", at: float = 0) -> list[Line]:
+    """A step that says this and calls tools, each call written ``id name arguments``."""
+    pieces: list[Piece] = list(text(said)) if said else []
+    for index, call in enumerate(calls):
+        call_id, name, arguments = call.split(" ", 2) if call.count(" ") > 1 else (*call.split(" "), "")
+        pieces.append(ToolCallPiece(index, call_id, name, arguments))
+    return [(at, [*pieces, FinishPiece("tool_calls")])]
+
+
+def saying(*parts: str, at: float = 0) -> list[Line]:
+    """A step that answers with this text."""
+    return [(at, [*text(*parts), FinishPiece("stop")])]
+
+
 class WritingObserver:
     """Writes down each turning point with its time."""
 
@@ -135,6 +179,11 @@ def spec_for(
     streaming: StreamingConfig | None = None,
     resume_grace: float = 5.0,
     max_run_bytes: int = MAX_RUN_BYTES,
+    tools: Sequence[Tool] = (),
+    tool_use: ToolUse | None = None,
+    memory_use: MemoryUse | None = None,
+    trace: TraceCollector | None = None,
+    on_ended: Callable[[Run], None] | None = None,
 ) -> RunSpec:
     """The run that asks this provider one short question."""
     return RunSpec(
@@ -145,6 +194,10 @@ def spec_for(
         streaming=streaming or StreamingConfig(),
         resume_grace=resume_grace,
         max_run_bytes=max_run_bytes,
+        tool_use=tool_use or ToolUse(tools=tuple(tools)),
+        memory_use=memory_use,
+        trace=trace,
+        on_ended=on_ended,
     )
 
 
