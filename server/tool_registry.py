@@ -103,7 +103,8 @@ class ToolRegistry:
     def find(self, names: Sequence[str]) -> tuple[Tool, ...]:
         """The tools of these names, in order, each once. ``files.*`` is all that source ``files`` has now.
 
-        Of that, a tool whose schema cannot be used is left out, with a warning in the log; named itself, it is an error.
+        Of that, a tool whose schema cannot be used is left out, with a warning in the log; named itself it is an
+        error.
 
         Raises:
             ToolPluginError: nobody has one of them, and a package's entry point could not be loaded.
