@@ -99,7 +99,7 @@ SQLITE = (
 POSTGRESQL = (
     """
     ALTER TABLE memories ADD COLUMN search tsvector
-        GENERATED ALWAYS AS (array_to_tsvector(string_to_array('=' || owner || ' ' || terms, ' '))) STORED
+        GENERATED ALWAYS AS (array_to_tsvector(string_to_array(rtrim('=' || owner || ' ' || terms), ' '))) STORED
     """,
     "CREATE INDEX memories_by_terms ON memories USING gin (search)",
 )

@@ -1,0 +1,197 @@
+"""Turns in the store: begun once, ended once."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.events import Usage
+from engine.provider import Message
+from server.store.database import Database
+from server.store.memories import list_memories
+from server.store.turns import (
+    begin_turn,
+    count_messages,
+    count_sessions,
+    delete_session,
+    find_run,
+    history,
+    interrupt_runs,
+    list_messages,
+    list_sessions,
+    save_turn,
+    tokens_used_since,
+)
+
+from .scene import FOREIGN_SCOPES, SCOPE, answer, at, called, gave, have_turn, said, turn
+
+
+async def test_a_begun_turn_is_a_running_run_a_message_a_session_and_a_memory(database: Database) -> None:
+    await database.write(begin_turn, SCOPE, "session", "run", "key", said("My dog is Rex"), at(1))
+    run = await database.read(find_run, "run")
+    assert run is not None
+    assert (run.tenant_id, run.user_id, run.agent_id, run.session_id) == ("tenant", "user", "agent", "session")
+    assert (run.key_id, run.status, run.created_at, run.ended_at, run.response) == ("key", "running", at(1), None, None)
+    (message,) = await database.read(list_messages, SCOPE, "session", 10, 0)
+    assert (message.role, message.content, message.run_id, message.status) == (
+        "user",
+        "My dog is Rex",
+        "run",
+        "running",
+    )
+    (session,) = await database.read(list_sessions, SCOPE, 10, 0)
+    assert (session.session_id, session.created_at, session.message_count) == ("session", at(1), 1)
+    (memory,) = await database.read(list_memories, SCOPE, None, 10, 0)
+    assert (memory.id, memory.text, memory.kind, memory.session_id) == ("run", "My dog is Rex", "said", "session")
+    assert await database.read(find_run, "unknown") is None
+
+
+async def test_a_turn_begins_once(database: Database) -> None:
+    for second in (1, 2):
+        await database.write(begin_turn, SCOPE, "session", "run", None, said("hello"), at(second))
+    for scope in FOREIGN_SCOPES:
+        await database.write(begin_turn, scope, "session", "run", None, said("hello"), at(3))
+        assert await database.read(count_sessions, scope) == 0
+    (message,) = await database.read(list_messages, SCOPE, None, 10, 0)
+    assert message.created_at == at(1)
+
+
+async def test_a_picture_without_words_is_a_message_but_no_memory(database: Database) -> None:
+    picture = Message("user", " ", images=("data:image/png;base64,AAAA",))
+    await database.write(begin_turn, SCOPE, "session", "run", None, picture, at(1))
+    assert await database.write(save_turn, turn("run"), at(2))
+    assert await database.read(history, SCOPE, "session", 5, None) == [picture]
+    assert await database.read(list_memories, SCOPE, None, 10, 0) == []
+
+
+async def test_an_ended_turn_has_its_messages_and_its_run_what_it_cost(database: Database) -> None:
+    messages = (called("c1", text="let me see"), gave("c1"), answer("It is 2."))
+    await have_turn(database, "run", "1+1?", messages, key_id="key", total_steps=2)
+    run = await database.read(find_run, "run")
+    assert run is not None
+    assert (run.status, run.ended_at, run.response, run.total_steps) == ("done", at(1), "let me seeIt is 2.", 2)
+    assert (run.elapsed_ms, run.ttfb_ms, run.input_tokens, run.output_tokens) == (120.5, 20.25, 10, 5)
+    shown = await database.read(list_messages, SCOPE, "session", 10, 0, ("user", "assistant", "tool"))
+    assert [(message.role, message.content, message.partial) for message in shown] == [
+        ("user", "1+1?", False),
+        ("assistant", "let me see", False),
+        ("tool", "2", False),
+        ("assistant", "It is 2.", False),
+    ]
+    assert shown[1].tool_calls == ({"call_id": "c1", "name": "calculator", "arguments": '{"expression":"1+1"}'},)
+    assert shown[2].tool_call_id == "c1"
+    assert [message.id for message in shown] == sorted({message.id for message in shown})
+    (session,) = await database.read(list_sessions, SCOPE, 10, 0)
+    assert (session.updated_at, session.message_count) == (at(1), 3)
+
+
+async def test_a_turn_ends_once_and_only_if_it_began(database: Database) -> None:
+    await have_turn(database, "run", "hello", [answer("hi")])
+    assert not await database.write(save_turn, turn("run", answer("again"), status="error"), at(5))
+    assert not await database.write(save_turn, turn("unknown", answer("hi")), at(5))
+    run = await database.read(find_run, "run")
+    assert run is not None
+    assert (run.status, run.ended_at) == ("done", at(1))
+    assert await database.read(count_messages, SCOPE, None) == 2
+
+
+@pytest.mark.parametrize("status", ["stop", "error"])
+async def test_an_answer_that_broke_off_is_kept_and_marked(database: Database, status: str) -> None:
+    messages = (called("c1", text="let me see"), gave("c1"), answer("It is"))
+    await have_turn(database, "run", "1+1?", messages, status=status, error_code="timeout.total", reason="user")
+    shown = await database.read(list_messages, SCOPE, "session", 10, 0)
+    assert [(message.content, message.partial, message.status) for message in shown] == [
+        ("1+1?", False, status),
+        ("let me see", False, status),
+        ("It is", True, status),
+    ]
+
+
+async def test_an_empty_answer_is_no_message(database: Database) -> None:
+    await have_turn(database, "run", "hello", [answer("")], status="error", error_code="upstream.auth", usage=None)
+    assert [message.role for message in await database.read(list_messages, SCOPE, None, 10, 0)] == ["user"]
+    run = await database.read(find_run, "run")
+    assert run is not None
+    assert (run.error_code, run.response, run.input_tokens) == ("upstream.auth", "", None)
+
+
+async def test_what_was_said_is_kept_even_where_no_message_has_it(database: Database) -> None:
+    await have_turn(database, "run", "hello", [], status="stop", response="I was about")
+    shown = await database.read(list_messages, SCOPE, None, 10, 0)
+    assert [(message.content, message.partial) for message in shown] == [("hello", False), ("I was about", True)]
+
+
+async def test_runs_that_a_dead_process_left_are_interrupted(database: Database) -> None:
+    await database.write(begin_turn, SCOPE, "session", "left", None, said("one"), at(1))
+    await database.write(begin_turn, SCOPE, "session", "new", None, said("two"), at(5))
+    await have_turn(database, "ended", "three", second=1)
+    assert await database.write(interrupt_runs, at(9), at(5)) == 1
+    assert await database.write(interrupt_runs, at(9), at(5)) == 0
+    left, new, ended = [await database.read(find_run, run_id) for run_id in ("left", "new", "ended")]
+    assert left is not None
+    assert (left.status, left.error_code, left.ended_at) == ("error", "interrupted", at(9))
+    assert new is not None
+    assert new.status == "running"
+    assert ended is not None
+    assert ended.status == "done"
+    assert not await database.write(save_turn, turn("left", answer("too late")), at(10))
+
+
+async def test_tokens_are_counted_by_key_and_end(database: Database) -> None:
+    big = Usage(input_tokens=3_000_000_000, output_tokens=1)
+    await have_turn(database, "a", "x", key_id="key", second=1, usage=big)
+    await have_turn(database, "b", "x", key_id="key", second=4)
+    await have_turn(database, "c", "x", key_id="key", second=4, usage=None)
+    await have_turn(database, "d", "x", key_id="other", second=4)
+    await have_turn(database, "e", "x", second=4)
+    await database.write(begin_turn, SCOPE, "session", "f", "key", said("x"), at(4))
+    assert await database.read(tokens_used_since, "key", at(0)) == 3_000_000_016
+    assert await database.read(tokens_used_since, "key", at(5)) == 15
+    assert await database.read(tokens_used_since, "key", at(6)) == 0
+    assert await database.read(tokens_used_since, "nobody", at(0)) == 0
+
+
+async def test_messages_have_pages_counted_from_the_newest(database: Database) -> None:
+    for number in range(3):
+        await have_turn(database, f"run-{number}", f"q{number}", [answer(f"a{number}")], second=number)
+    await have_turn(database, "elsewhere", "q9", [answer("a9")], session_id="second")
+
+    async def page(session_id: str | None, limit: int, offset: int) -> list[str]:
+        return [m.content for m in await database.read(list_messages, SCOPE, session_id, limit, offset)]
+
+    assert await page("session", 10, 0) == ["q0", "a0", "q1", "a1", "q2", "a2"]
+    assert await page("session", 2, 0) == ["q2", "a2"]
+    assert await page("session", 3, 2) == ["a0", "q1", "a1"]
+    assert await page("session", 3, 5) == ["q0"]
+    assert await page("session", 3, 6) == []
+    assert await page(None, 3, 0) == ["a2", "q9", "a9"]
+    assert await page("unknown", 3, 0) == []
+    assert await database.read(count_messages, SCOPE, "session") == 6
+    assert await database.read(count_messages, SCOPE, None) == 8
+    assert await database.read(count_messages, SCOPE, None, ("user",)) == 4
+
+
+async def test_sessions_have_pages_the_last_used_first(database: Database) -> None:
+    for number, name in enumerate(("one", "two", "three")):
+        await have_turn(database, f"run-{name}", "hello", session_id=name, second=number)
+    await have_turn(database, "again", "hello", session_id="one", second=9)
+    for limit, offset, expected in ((10, 0, ["one", "three", "two"]), (1, 1, ["three"]), (5, 3, [])):
+        sessions = await database.read(list_sessions, SCOPE, limit, offset)
+        assert [session.session_id for session in sessions] == expected
+    assert await database.read(count_sessions, SCOPE) == 3
+    (first, *_) = await database.read(list_sessions, SCOPE, 1, 0)
+    assert (first.message_count, first.created_at, first.updated_at) == (4, at(0), at(10))
+
+
+async def test_a_deleted_session_takes_what_was_said_in_it_along(database: Database) -> None:
+    await have_turn(database, "run", "hello")
+    await have_turn(database, "other", "hello", session_id="second")
+    await database.write(begin_turn, SCOPE, "session", "under way", None, said("hello"), at(3))
+    assert await database.write(delete_session, SCOPE, "session")
+    assert not await database.write(delete_session, SCOPE, "session")
+    assert await database.read(count_messages, SCOPE, None) == 2
+    assert [memory.id for memory in await database.read(list_memories, SCOPE, None, 10, 0)] == ["other"]
+    # Begun again, the session must not get the answer to what is not in it any more.
+    await have_turn(database, "anew", "hello again")
+    assert await database.write(save_turn, turn("under way", answer("hi")), at(4))
+    contents = [message.content for message in await database.read(list_messages, SCOPE, "session", 10, 0)]
+    assert contents == ["hello again", "ok"]
