@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 from quart import Response
 
-from engine import AgentStopped, DrainingError, Error, GenerationComplete, Run, RunSpec, Usage
+from engine import AgentStopped, Error, GenerationComplete, Run, RunSpec, RunSupervisor, Usage
 from engine.agent import begin_turn
 from engine.memory import TurnRecord
 from engine.pieces import FinishReason
@@ -93,15 +93,18 @@ async def start_run(call: Call[ChatRequest, None]) -> Run:
 async def _start(call: Call[ChatRequest, None], spec: RunSpec) -> Run:
     """Keep the message, then start the run. Nothing waits in between, so that neither is without the other."""
     supervisor = call.services.supervisor
-    if supervisor.draining:
-        raise draining()
+    _check_not_draining(supervisor)
     run_id = supervisor.new_run_id()
     await or_unavailable(begin_turn, spec, run_id)
-    try:
-        return supervisor.start(spec, run_id)
-    except DrainingError as error:  # since a moment ago
+    if supervisor.draining:  # since a moment ago
         await or_unavailable(_give_up, spec, run_id)
-        raise draining() from error
+    _check_not_draining(supervisor)
+    return supervisor.start(spec, run_id)
+
+
+def _check_not_draining(supervisor: RunSupervisor) -> None:
+    if supervisor.draining:
+        raise draining()
 
 
 async def _give_up(spec: RunSpec, run_id: str) -> None:

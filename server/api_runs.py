@@ -50,46 +50,49 @@ class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: int = 0
 
 
-def find_run(call: Call[Any, Any]) -> Run:
-    """The run in memory that the path names.
+def find_run(call: Call[Any, Any]) -> Run | None:
+    """The run in memory that the path names, if it is the caller's to see."""
+    run = call.services.supervisor.find(call.ids["run_id"])
+    return run if run is not None and call.caller.may_see(run.spec.owner.tenant_id, run.spec.owner.user_id) else None
+
+
+def find_live_run(call: Call[Any, Any]) -> Run:
+    """As ``find_run``.
 
     Raises:
         ApiError: 404, there is none, or none of the caller's.
     """
-    run = call.services.supervisor.find(call.ids["run_id"])
-    if run is None or not call.caller.may_see(run.spec.owner.tenant_id, run.spec.owner.user_id):
-        raise _no_run(call)
+    run = find_run(call)
+    if run is None:
+        raise not_found("run", call.ids["run_id"])
     return run
 
 
 async def find_stored_run(call: Call[Any, Any]) -> StoredRun:
-    """The run that the path names as the store knows it. Raises as ``find_run``, and 503."""
+    """The run that the path names as the store knows it.
+
+    Raises:
+        ApiError: 404, there is none, or none of the caller's; 503, the store does not answer.
+    """
     run_id = call.ids["run_id"]
     run = None if call.services.database is None else await call.services.read(turns.find_run, run_id)
     if run is None or not call.caller.may_see(run.tenant_id, run.user_id):
-        raise _no_run(call)
+        raise not_found("run", run_id)
     return run
-
-
-def _no_run(call: Call[Any, Any]) -> ApiError:
-    return not_found("run", call.ids["run_id"])
 
 
 async def get_run(call: Call[None, None]) -> RunView:
     """The run's state."""
-    try:
-        return run_view(find_run(call))
-    except ApiError:
-        return stored_run_view(await find_stored_run(call))
+    run = find_run(call)
+    return stored_run_view(await find_stored_run(call)) if run is None else run_view(run)
 
 
 async def get_run_events(call: Call[None, EventsQuery]) -> Response:
     """The run's events from a number on, then live."""
-    try:
-        run = find_run(call)
-    except ApiError:
+    run = find_run(call)
+    if run is None:
         await find_stored_run(call)
-        raise ApiError(410, "GONE", "the run's events are no longer kept; its state is") from None
+        raise ApiError(410, "GONE", "the run's events are no longer kept; its state is")
     cursor = requested_cursor(call.request, run.log)
     if run.log.ended and cursor == run.log.last_seq:
         return Response(b"", status=204, headers={"Cache-Control": "no-store"})
@@ -99,20 +102,19 @@ async def get_run_events(call: Call[None, EventsQuery]) -> Response:
 
 async def stop_run(call: Call[None, None]) -> RunView:
     """Stop the run, keeping what it has said."""
-    run = find_run(call)
+    run = find_live_run(call)
     run.stop()
     return run_view(run)
 
 
 async def forget_run(call: Call[None, None]) -> None:
     """Stop the run and drop its events."""
-    call.services.supervisor.forget(find_run(call))
+    call.services.supervisor.forget(find_live_run(call))
 
 
 async def get_run_trace(call: Call[None, None]) -> dict[str, Any]:
     """The run's spans as a tree."""
-    run_id = call.ids["run_id"]
-    find_run(call)
+    run_id = find_live_run(call).id
     tree = None if call.services.traces is None else call.services.traces.as_tree(run_id)
     if tree is None:
         raise not_found("trace of run", run_id)

@@ -18,6 +18,7 @@ def create_app(services: Services) -> QuartTrio:
     """The app over these services. It starts nothing and owns nothing: closing them is the caller's."""
     app = QuartTrio("lumos", static_folder=None)
     app.asgi_http_class = StreamConnection
+    app.url_map.merge_slashes = False  # else a redirect, which no description of the API tells of
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     install_error_handlers(app)

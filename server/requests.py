@@ -100,7 +100,8 @@ async def read_json(request: Request, kind: type[Body], media_types: Sequence[st
     Of a field that is there twice the last one counts; nothing before or behind us reads the same bytes otherwise.
 
     Raises:
-        ApiError: 415 for another content type, 400 for what is no JSON or nests too deep, 422 for JSON of another shape.
+        ApiError: 415 for another content type, 400 for what is no JSON or nests too deep, 422 for JSON of another
+                shape.
     """
     if request.mimetype not in media_types:
         raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"send the body as Content-Type: {media_types[0]}")

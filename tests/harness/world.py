@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,14 +11,24 @@ import msgspec
 import trio
 
 from engine import BasicAgent, Event, Provider, RetentionLimits, RunSupervisor
-from engine.run import Run
+from engine.run import Run, utc_now
+from engine.trace import InMemoryTraces
 from providers.failover import FailoverProvider, Link
 from providers.http import open_client
 from providers.openai_chat import OpenAIChatProvider
 from providers.recording import Recording
 from providers.sse import SSEParser
 from server.app import Services, create_app
+from server.auth import Gatekeeper
+from server.directory import AgentDirectory
+from server.factory import AgentFactory
+from server.keys import make_key
+from server.principal import KeyLimits
+from server.records import AgentRecord
 from server.serving import ServingLimits, serve
+from server.store import keys as key_rows
+from server.store.database import Database
+from server.tool_registry import ToolRegistry
 from tests.harness.memory_network import MemoryNetwork
 from tests.harness.vendor import Act, VendorServer, play_script
 
@@ -54,7 +64,10 @@ class Journal:
 
 
 class World:
-    """The pieces of the world, for a test to look at. Made by ``open_world``."""
+    """The pieces of the world, for a test to look at. Made by ``open_world``.
+
+    ``database`` is that of a world that keeps things: agents that are records, sessions, memories, keys.
+    """
 
     def __init__(self, network: MemoryNetwork, nursery: trio.Nursery, runs: trio.Nursery) -> None:
         self.network = network
@@ -66,6 +79,7 @@ class World:
         self.model_client = open_client(network.connect)
         self.client = open_client(network.connect)
         self.stopping = trio.Event()
+        self.database: Database | None = None
 
     def add_agent(
         self, agent_id: str = "demo", provider: Provider | None = None, *, in_chain: bool = False, **settings: Any
@@ -78,6 +92,31 @@ class World:
         if in_chain:
             provider = FailoverProvider([Link(provider=provider, model="m", retries=0)])
         self.agents[agent_id] = BasicAgent(agent_id=agent_id, provider=provider, model="m", **settings)
+
+    async def add_key(
+        self, tenant: str, user: str, *, admin: bool = False, limits: KeyLimits | None = None
+    ) -> dict[str, str]:
+        """The headers of a new API key. From the first one on (within ``KEY_SECONDS``) nobody is let in without."""
+        assert self.database is not None
+        key, text = make_key(tenant, user, admin, "", limits or KeyLimits(), utc_now().isoformat())
+        await self.database.write(key_rows.create_key, key)
+        return {"Authorization": f"Bearer {text}"}
+
+    def services(self, declared: Sequence[AgentRecord], environment: Mapping[str, str]) -> Services:
+        """Of a server that keeps things, in ``database``."""
+        assert self.database is not None
+        tools, traces = ToolRegistry(), InMemoryTraces()
+        return Services(
+            self.agents,
+            self.supervisor,
+            directory=AgentDirectory(declared, self.database),
+            factory=AgentFactory(self.database, environment, self.model_client, tools, traces=traces),
+            database=self.database,
+            gatekeeper=Gatekeeper(self.database),
+            tools=tools,
+            environment=environment,
+            traces=traces,
+        )
 
     async def add_vendor(self, recording: Recording) -> VendorServer:
         """Start a model server that replays the recording over HTTP."""
@@ -137,14 +176,40 @@ class Answer:
 @asynccontextmanager
 async def open_world(limits: ServingLimits | None = None, *, window: int = 65_536) -> AsyncIterator[World]:
     """A world with Lumos serving at ``LUMOS``; its agents are added by the test. All is gone after the block."""
+    async with _open_world(window) as world:
+        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0), limits)
+        yield world
+
+
+@asynccontextmanager
+async def open_keeping_world(
+    *declared: AgentRecord, environment: Mapping[str, str] | None = None, database: Database | None = None
+) -> AsyncIterator[World]:
+    """A world whose Lumos has a store, the built-in agents, and these.
+
+    The store is one in memory that takes no virtual time, or the one given, which stays the caller's to close.
+    """
+    async with _open_world() as world:
+        world.database = database or Database.open("sqlite://", inline=True)
+        await _serve(world, world.services(declared, environment or {}))
+        yield world
+        if database is None:
+            world.database.close()
+
+
+@asynccontextmanager
+async def _open_world(window: int = 65_536) -> AsyncIterator[World]:
     network = MemoryNetwork(window)
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as runs:
             world = World(network, nursery, runs)
-            app = create_app(Services(world.agents, world.supervisor, resume_grace=5.0))
-            await nursery.start(serve, app, [network.listen(*LUMOS)], world.stopping, limits or ServingLimits())
             yield world
             runs.cancel_scope.cancel()
         await world.client.aclose()
         await world.model_client.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def _serve(world: World, services: Services, limits: ServingLimits | None = None) -> None:
+    app = create_app(services)
+    await world.nursery.start(serve, app, [world.network.listen(*LUMOS)], world.stopping, limits or ServingLimits())
