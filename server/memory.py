@@ -166,27 +166,25 @@ class StoredMemory:
         if self._meaning is not None:
             left = vectors_until - trio.current_time()
             by_meaning = await self._meaning.nearest(self._scope, text, _more_than(limit, shown), left)
-        fitting = self._new_ones(fused(by_words, by_meaning), shown, {text} if without_shown else set())
+        fitting = self._new_ones(fused(by_words, by_meaning), shown)
         return tuple(_entry(memory) for memory in islice(fitting, limit))
 
     def _find_by_words(
         self, connection: Connection, text: str, limit: int, without_shown: bool
     ) -> tuple[list[rows.StoredMemory], frozenset[str]]:
-        """In a worker thread: what the words find, and the user's texts that the history shows."""
+        """In a worker thread: what the words find, and the user's texts that the model is shown anyway."""
         shown: frozenset[str] = frozenset()
         if without_shown:
             window = self._settings.context_window
             history = turns.history(connection, self._scope, self._session_id, window, self._run_id) if window else []
-            shown = frozenset(message.content for message in history if message.role == "user")
+            shown = frozenset([text, *(message.content for message in history if message.role == "user")])
         return memories.search_memories(connection, self._scope, text, _more_than(limit, shown)), shown
 
-    def _new_ones(
-        self, found: Sequence[rows.StoredMemory], shown: frozenset[str], seen: set[str]
-    ) -> Iterator[rows.StoredMemory]:
-        """Without the message under way, what the history shows, and a text that came before, as those ``seen``."""
+    def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
+        """Without the message under way, and without a text that is shown or came before."""
+        seen = set(shown)
         for memory in found:
-            in_history = memory.session_id == self._session_id and memory.kind == "said" and memory.text in shown
-            if memory.id != self._run_id and not in_history and memory.text not in seen:
+            if memory.id != self._run_id and memory.text not in seen:
                 seen.add(memory.text)
                 yield memory
 

@@ -210,6 +210,17 @@ class TestVendorsThatFail:
             await m.memory().recall("my pet", 5)
             assert len(m.embedder.asked) == BREAKER_LIMITS.failures + 1
 
+    async def test_a_probe_that_is_cancelled_is_made_again(self, autojump_clock: MockClock) -> None:
+        async with meaning(working=False) as m:
+            m.embedder.delay = 3600.0
+            for _ in range(BREAKER_LIMITS.failures):
+                await m.memory().recall("my pet", 5)
+            await trio.sleep(BREAKER_LIMITS.open_seconds)
+            for _ in range(2):
+                with trio.move_on_after(0.1):
+                    await m.memory().recall("my pet", 5)
+            assert len(m.embedder.asked) == BREAKER_LIMITS.failures + 2
+
     async def test_a_recall_that_is_cancelled_counts_for_nothing(self, autojump_clock: MockClock) -> None:
         async with meaning(working=False) as m:
             m.embedder.delay = 3600.0

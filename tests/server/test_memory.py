@@ -116,6 +116,11 @@ class TestRecall:
         assert await recalled(scene.memory(), "my dog") == []
         assert await recalled(scene.memory(settings=NOBODY), "my dog") == ["My dog is called Rex"]
 
+    async def test_and_the_same_text_from_another_session(self, scene: Scene) -> None:
+        await scene.say("My dog is called Rex", session_id="monday")
+        await scene.say("My dog is called Rex", session_id="tuesday")
+        assert await recalled(scene.memory("tuesday"), "my dog") == []
+
     async def test_finds_what_this_session_no_longer_shows(self, scene: Scene) -> None:
         await scene.say("My dog is called Rex")
         await scene.say("I like jazz")

@@ -135,6 +135,10 @@ class TestDocument:
             await self.patch(database, {"b": 1}, smaller)
         assert (await self.patch(database, {"a": None, "likes": None}, smaller)).document == {"name": ""}
 
+    async def test_an_emptied_one_stays_empty(self, database: Database) -> None:
+        await self.patch(database, {"name": None, "likes": None})
+        assert await database.read(read_document, ANN, SETTINGS) == {}
+
     @pytest.mark.parametrize("patch", [[], "text", 1, None, True])
     async def test_only_objects_are_patches(self, database: Database, patch: Any) -> None:
         with pytest.raises(MemoryRefusedError, match="a JSON object"):
