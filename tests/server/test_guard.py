@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quart_trio import QuartTrio
 from trio.testing import MockClock
+from werkzeug.datastructures import Headers
 
 from server.cors import Cors, parse_origin
-from server.guard import BindingRefusedError, check_binding
+from server.errors import ApiError
+from server.guard import BindingRefusedError, RequestGuard, check_binding
 from server.json_depth import MAX_JSON_DEPTH, is_too_deep
 from server.sockets import listen_tcp
 from tests.server.doors import HOST, URL, open_door
@@ -185,6 +188,25 @@ async def test_a_missing_or_second_host_is_refused(head: bytes, autojump_clock: 
     async with open_door() as door:
         assert (await door.raw_bytes(head)).status in {400, 421}
         assert door.store.reads in ([], [("any_keys", 0)])
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost", "evil.example"], ["localhost", "localhost"]])
+async def test_exactly_one_host_counts_whatever_the_server_lets_through(hosts: Sequence[str]) -> None:
+    """h11 refuses these before us."""
+
+    async def no_keys() -> bool:
+        return False
+
+    app = QuartTrio("guarded")
+    headers = Headers([("Host", host) for host in hosts])
+    asked = app.request_class("GET", "http", "/", b"", headers, "", "1.1", {}, send_push_promise=no_push)  # type: ignore[typeddict-item]
+    with pytest.raises(ApiError) as refused:
+        await RequestGuard(no_keys).check(asked)
+    assert refused.value.status == 421
+
+
+async def no_push(path: str, headers: Headers) -> None:
+    """HTTP/1.1 has none."""
 
 
 async def test_with_keys_the_host_does_not_matter_and_the_first_key_is_noticed(autojump_clock: MockClock) -> None:
