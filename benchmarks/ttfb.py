@@ -155,6 +155,7 @@ def running_server(recording: str | None) -> Iterator[str]:
             AGENT_TABLE.format(WARM_UP, "gpt4o-short") + AGENT_TABLE.format(RECORDED, recording or "gpt4o-short")
         )
         command = [str(lumos), "serve", "--port", "0", "--agents", str(agents)]
+        command += ["--database-url", f"sqlite:///{directory}/lumos.db"]
         with log.open("wb") as stderr, subprocess.Popen(command, env=environment, stderr=stderr) as server:
             try:
                 yield _started_url(server, log)

@@ -12,7 +12,7 @@ from engine.provider import Provider
 
 from .failover import FailoverPolicy, FailoverProvider, Link
 from .recording import load, names
-from .replay import ReplayProvider
+from .replay import ReplayProvider, step_names
 from .vendors import ALIASES, VENDORS, Vendor
 from .wire import Endpoint, HttpProvider, is_usable_key
 
@@ -114,7 +114,7 @@ def _replay_provider(config: ModelConfig) -> ReplayProvider:
     """Only of a packaged recording: a configuration must not be a way to read files."""
     if config.model not in names():
         raise ProviderConfigError(f"no recording is named {config.model!r}; there are: {', '.join(names())}")
-    return ReplayProvider(load(config.model))
+    return ReplayProvider(*(load(name) for name in step_names(config.model, names())))
 
 
 def base_url_variable(provider: str) -> str:

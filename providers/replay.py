@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
+from itertools import count, takewhile
+
 import trio
 
 from engine.errors import ProviderError
@@ -30,7 +33,7 @@ class ReplayProvider:
     def __init__(self, *recordings: Recording, speed: float = 1.0) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be above 0, not {speed}")
-        self._fixed = recordings
+        self.recordings = recordings
         self._packaged = {} if recordings else {name: load(name) for name in names()}
         self._ns_per_second = 1e9 * speed
 
@@ -60,14 +63,24 @@ class ReplayProvider:
 
     def _find(self, request: ModelRequest) -> Recording:
         step = steps_taken(request)
-        if self._fixed:
-            return self._fixed[step if step < len(self._fixed) else 0]
+        if self.recordings:
+            return self.recordings[step if step < len(self.recordings) else 0]
         recording = self._packaged.get(request.model)
         if recording is None:
             there_are = ", ".join(self._packaged)
             message = f"no recording is named {request.model!r}; there are: {there_are}"
             raise ProviderError("upstream.invalid_request", message)
-        return self._packaged.get(f"{request.model}-step-{step + 1}", recording) if step else recording
+        return self._packaged.get(step_name(request.model, step), recording)
+
+
+def step_name(name: str, step: int) -> str:
+    """What the recording of that step, from 0, is called."""
+    return f"{name}-step-{step + 1}" if step else name
+
+
+def step_names(name: str, known: Container[str]) -> Iterator[str]:
+    """The recording's name and those of its further steps, as many as are known."""
+    return takewhile(known.__contains__, (step_name(name, step) for step in count()))
 
 
 def steps_taken(request: ModelRequest) -> int:

@@ -1,4 +1,4 @@
-"""Agents from a file, and the two that are built in: their records, not how they are built."""
+"""Agents from a file, and those that are built in: their records, not how they are built."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ BUILT_IN_AGENTS = (
         name="Replays a 93-second answer",
         system="",
         llm_config=ModelConfig(provider="replay", model="demo-93s"),
+    ),
+    AgentRecord(
+        id="demo-tools",
+        name="Calls two tools, then replays its answer",
+        system="",
+        tools=("calculator", "current_time"),
+        llm_config=ModelConfig(provider="replay", model="demo-tools"),
     ),
 )
 

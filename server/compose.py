@@ -100,17 +100,17 @@ async def run_server(settings: ServerSettings) -> None:
         keyed = await database.read(any_keys)
         check_binding(settings.host, keyed)
         cors, policy = _allowed(settings, keyed)
-        async with open_client(environment=os.environ) as client, trio.open_nursery() as background:
+        async with open_client(environment=os.environ) as client:
             servers = McpServers(declared.mcp_server, os.environ)
-            registry = ToolRegistry(servers.by_name)
+            tools = ToolRegistry(servers.by_name)
             traces = InMemoryTraces(settings.traces)
-            factory = AgentFactory(database, os.environ, client, registry, traces=traces)
+            factory = AgentFactory(database, os.environ, client, tools, traces=traces)
             _check_agents(declared.agent, factory)
             listeners = listen_tcp(settings.host, settings.port)
-            await background.start(servers.run)
-            if factory.memories is not None:
-                background.start_soon(factory.memories.backlog.work)
-            async with trio.open_nursery() as runs:
+            async with trio.open_nursery() as background, trio.open_nursery() as runs:
+                await background.start(servers.run)
+                if factory.memories is not None:
+                    background.start_soon(factory.memories.backlog.work)
                 gatekeeper = Gatekeeper(database)
                 services = Services(
                     agents={},
@@ -122,13 +122,13 @@ async def run_server(settings: ServerSettings) -> None:
                     gatekeeper=gatekeeper,
                     guard=RequestGuard(gatekeeper.is_keyed, cors),
                     traces=traces,
+                    tools=tools,
                     policy=policy,
-                    tools=registry,
                 )
                 await _serve_until_signal(services, listeners, settings)
-                runs.cancel_scope.cancel(reason="the server has ended")
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))
-            background.cancel_scope.cancel(reason="the server has ended")
+                runs.cancel_scope.cancel(reason="the server has ended")
+                background.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_support import database_option, give_up, run
+from .cli_support import database_option, give_up, option, run
 
 if TYPE_CHECKING:
     from .store.database import Database
+
+
+_KEY = "LUMOS_KEY_"
 
 
 @click.group()
@@ -23,13 +26,15 @@ def keys() -> None:
 
 @keys.command()
 @database_option
-@click.option("--tenant", required=True, help="Whose agents and memories the key is for.")
-@click.option("--user", required=True, help="Which of the tenant's users.")
-@click.option("--admin", is_flag=True, help="May act for all users of the tenant and change its agents.")
-@click.option("--name", default="", help="What it is for, to tell keys apart.")
-@click.option("--requests-per-minute", type=click.IntRange(min=1), help="[default: no limit]")
-@click.option("--concurrent-runs", type=click.IntRange(min=1), help="[default: no limit]")
-@click.option("--tokens-per-day", type=click.IntRange(min=1), help="[default: no limit]")
+@option("--tenant", prefix=_KEY, required=True, help="Whose agents and memories the key is for.")
+@option("--user", prefix=_KEY, required=True, help="Which of the tenant's users.")
+@option("--admin", prefix=_KEY, is_flag=True, help="May act for all users of the tenant and change its agents.")
+@option("--name", prefix=_KEY, default="", help="What it is for, to tell keys apart.")
+@option(
+    "--requests-per-minute", prefix=_KEY, type=click.IntRange(min=1), help="Requests in a minute.  [default: no limit]"
+)
+@option("--concurrent-runs", prefix=_KEY, type=click.IntRange(min=1), help="Runs at once.  [default: no limit]")
+@option("--tokens-per-day", prefix=_KEY, type=click.IntRange(min=1), help="Tokens in a day (UTC).  [default: no limit]")
 def create(database_url: str, tenant: str, user: str, admin: bool, name: str, **limits: int | None) -> None:
     """Make a key and print it, once. Only its hash is kept."""
     from .keys import show_new_key
@@ -45,7 +50,7 @@ def create(database_url: str, tenant: str, user: str, admin: bool, name: str, **
 
 @keys.command("list")
 @database_option
-@click.option("--tenant", help="Of this tenant alone.")
+@option("--tenant", prefix=_KEY, help="Of this tenant alone.")
 def list_keys(database_url: str, tenant: str | None) -> None:
     """List the keys; their secrets are nowhere."""
     from .keys import show_keys

@@ -10,6 +10,7 @@ import pytest
 
 from providers.failover import FailoverProvider
 from providers.http import open_client
+from providers.recording import load
 from providers.registry import (
     PROVIDER_NAMES,
     ModelConfig,
@@ -223,3 +224,9 @@ def test_a_key_in_the_place_of_its_variable_is_not_echoed() -> None:
     text = refusal(LOCAL | {"api_key_env": KEY})
     assert "api_key_env" in text
     assert KEY not in text
+
+
+async def test_replay_has_all_steps_of_its_recording() -> None:
+    provider = create_single_provider(ModelConfig(provider="replay", model="demo-tools"), {}, CLIENT)
+    assert isinstance(provider, ReplayProvider)
+    assert provider.recordings == (load("demo-tools"), load("demo-tools-step-2"))

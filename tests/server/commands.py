@@ -13,12 +13,13 @@ from server.cli import main
 LUMOS = Path(sysconfig.get_path("scripts")) / "lumos"
 """The command as it is installed."""
 
-NO_PROXIES = {"no_proxy": "*"}
+SURROUNDINGS = {"no_proxy": "*", "LUMOS_DATABASE_URL": "sqlite://"}
+"""No proxy, and a database in memory: a command leaves no file behind."""
 
 
 def lumos(*arguments: str | Path, typed: str | None = None, env: Mapping[str, str | None] | None = None) -> Result:
     """Run the command to its end, without a terminal; ``typed`` is its standard input."""
-    environment = {**NO_PROXIES, **(env or {})}
+    environment = {**SURROUNDINGS, **(env or {})}
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=typed, env=environment)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result

@@ -25,7 +25,7 @@ COMMANDS = sorted(main.commands)
 OPTIONS_OF_THE_MOCK = {("replay", "--host"), ("replay", "--port")}
 """It runs beside ``lumos serve``, which has a host and a port of its own."""
 
-NO_AGENTS_FROM_OUTSIDE = {"LUMOS_AGENTS": None}
+NO_AGENTS_FROM_OUTSIDE = {"LUMOS_AGENTS": None, "LUMOS_DATABASE_URL": "sqlite://"}
 
 
 def options_of(group: click.Group, *path: str) -> Iterator[Any]:
@@ -37,6 +37,19 @@ def options_of(group: click.Group, *path: str) -> Iterator[Any]:
                 yield pytest.param(words, option, id=" ".join([*words, option.opts[0]]))
         if isinstance(command, click.Group):
             yield from options_of(command, *words)
+
+
+SETTINGS = ServerSettings(
+    host="::1",
+    port=0,
+    agents_file=Path("a.toml"),
+    resume_grace=0,
+    drain=1.5,
+    database_url="postgresql://here/db",
+    cors_origins=("https://a", "https://b"),
+    allowed_provider_hosts=("h:1",),
+    allowed_key_variables=("KEY",),
+)
 
 
 class Served:
@@ -60,7 +73,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
 
 def test_the_commands() -> None:
-    assert COMMANDS == ["chat", "providers", "record", "replay", "serve"]
+    assert COMMANDS == ["chat", "keys", "providers", "record", "replay", "serve"]
 
 
 def test_the_help_of_lumos_names_every_command() -> None:
@@ -80,6 +93,8 @@ def test_the_version_is_the_package_s() -> None:
 @pytest.mark.parametrize(("words", "option"), [*options_of(main)])
 def test_every_option_is_an_environment_variable_and_explained(words: tuple[str, ...], option: click.Option) -> None:
     prefix = "LUMOS_REPLAY_" if (*words, option.opts[0]) in OPTIONS_OF_THE_MOCK else "LUMOS_"
+    if words[0] == "keys" and option.opts[0] != "--database-url":
+        prefix = "LUMOS_KEY_"
     variable = prefix + option.opts[0].removeprefix("--").replace("-", "_").upper()
     assert option.envvar == variable
     assert option.help
@@ -90,15 +105,16 @@ def test_every_option_is_an_environment_variable_and_explained(words: tuple[str,
 
 
 def test_serve_has_its_defaults(served: Served) -> None:
-    assert lumos("serve", env=NO_AGENTS_FROM_OUTSIDE).exit_code == 0
+    assert lumos("serve", env={"LUMOS_AGENTS": None, "LUMOS_DATABASE_URL": None}).exit_code == 0
     assert served.settings == ServerSettings()
     assert served.log_level == "info"
 
 
 def test_serve_takes_every_option(served: Served) -> None:
-    lumos("serve", "--host", "::1", "--port", "0", "--agents", "a.toml", "--resume-grace", "0", "--drain", "1.5")
-    expected = ServerSettings(host="::1", port=0, agents_file=Path("a.toml"), resume_grace=0, drain=1.5)
-    assert served.settings == expected
+    lumos("serve", "--host", "::1", "--port", "0", "--agents", "a.toml", "--resume-grace", "0", "--drain", "1.5",
+          "--database-url", "postgresql://here/db", "--cors-origin", "https://a", "--cors-origin", "https://b",
+          "--allow-provider-host", "h:1", "--allow-key-variable", "KEY")  # fmt: skip
+    assert served.settings == SETTINGS
 
 
 def test_serve_takes_every_option_from_the_environment(served: Served) -> None:
@@ -109,10 +125,13 @@ def test_serve_takes_every_option_from_the_environment(served: Served) -> None:
         "LUMOS_LOG_LEVEL": "WARNING",
         "LUMOS_RESUME_GRACE": "0",
         "LUMOS_DRAIN": "1.5",
+        "LUMOS_DATABASE_URL": "postgresql://here/db",
+        "LUMOS_CORS_ORIGIN": "https://a https://b",
+        "LUMOS_ALLOW_PROVIDER_HOST": "h:1",
+        "LUMOS_ALLOW_KEY_VARIABLE": "KEY",
     }
     lumos("serve", env=variables)
-    expected = ServerSettings(host="::1", port=0, agents_file=Path("a.toml"), resume_grace=0, drain=1.5)
-    assert served.settings == expected
+    assert served.settings == SETTINGS
     assert served.log_level == "warning"
 
 
@@ -196,13 +215,14 @@ def test_ctrl_c_at_any_other_time_ends_the_command_without_a_traceback(
 
 def test_serve_serves_until_sigterm(tmp_path: Path) -> None:
     agents = write_agents(tmp_path, agent_at("http://localhost"))
-    command = [str(LUMOS), "serve", "--port", "0", "--agents", str(agents)]
+    database = f"sqlite:///{tmp_path}/lumos.db"
+    command = [str(LUMOS), "serve", "--port", "0", "--agents", str(agents), "--database-url", database]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             started = json.loads(process.stderr.readline())
             assert started["event"] == "server.started"
-            assert started["agents"] == ["demo", "demo-93s", "local"]
+            assert started["agents"] == ["demo", "demo-93s", "demo-tools", "local"]
             assert httpx.get(f"{started['url']}/health/ready", trust_env=False).status_code == 200
             process.send_signal(signal.SIGTERM)
             ended = [json.loads(line)["event"] for line in process.stderr]

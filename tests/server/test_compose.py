@@ -141,7 +141,8 @@ async def site(directory: Path, *options: str, recording: Recording = QUICK) -> 
     listeners = listen_tcp("127.0.0.1", 0)
     agent = agent_at(base_url(listeners[0])) + '\napi_key_env = "TEST_KEY"\n[agent.deadlines]\ntotal = 90\n'
     arguments = [*COMMAND, "--agents", str(write_agents(directory, agent)), *options]
-    environment = os.environ | {"TEST_KEY": SECRET, "no_proxy": "*"}
+    database = f"sqlite:///{directory}/lumos.db"
+    environment = os.environ | {"TEST_KEY": SECRET, "no_proxy": "*", "LUMOS_DATABASE_URL": database}
     async with trio.open_nursery() as nursery, open_client() as client:
         await nursery.start(serve, vendor.app(), listeners, trio.Event())
         run: Any = partial(trio.run_process, arguments, stderr=subprocess.PIPE, check=False, cwd=ROOT, env=environment)
@@ -164,7 +165,7 @@ async def test_serve_tells_its_url_and_logs_the_turns_of_a_run_as_json(tmp_path:
             run_id = answer.response.headers["X-Run-Id"]
         await lumos.serve.wait_line("run.ended")
         started, *turns = lumos.serve.lines
-        assert started["agents"] == ["demo", "demo-93s", "local"]
+        assert started["agents"] == ["demo", "demo-93s", "demo-tools", "local"]
         assert [line["event"] for line in turns] == ["run.started", "run.first_token", "run.ended"]
         assert all(line["run_id"] == run_id for line in turns)
         assert all(line["level"] == "info" and line["timestamp"].endswith("Z") for line in turns)

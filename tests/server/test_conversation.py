@@ -90,7 +90,7 @@ class TestOneMessage:
 
     def test_an_unknown_agent_is_told_those_there_are(self, model: ModelServer) -> None:
         line = complaint(lumos("chat", "Hello", "--agent", "nobody", *model.options[:2]))
-        assert line == "there is no agent 'nobody'; there are: demo, demo-93s, local"
+        assert line == "there is no agent 'nobody'; there are: demo, demo-93s, demo-tools, local"
 
     def test_a_missing_key_names_its_variable(self, tmp_path: Path) -> None:
         agents = write_agents(tmp_path, '[[agent]]\nid = "gpt"\nllm_config = { provider = "openai" }')

@@ -22,7 +22,7 @@ from server.vendor_session import hints, mocked_providers
 from tests.harness.background import served
 from tests.harness.pseudo_terminal import CTRL_C, in_terminal
 from tests.harness.recordings import steady_recording
-from tests.server.commands import LUMOS, NO_PROXIES, complaint, lumos
+from tests.server.commands import LUMOS, SURROUNDINGS, complaint, lumos
 
 QUICK = steady_recording(first=0.02, gap=0.02, last=0.1)
 CHAT = {"model": "m", "stream": True}
@@ -33,7 +33,7 @@ KEY = {"Authorization": "Bearer k"}
 def serving(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command on a free port, and its URL."""
     command = [str(LUMOS), "replay", *map(str, arguments), "--serve", "--port", "0"]
-    environment = {**os.environ, **NO_PROXIES, **(env or {})}
+    environment = {**os.environ, **SURROUNDINGS, **(env or {})}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as mock:
         try:
             assert mock.stdout is not None
