@@ -16,14 +16,25 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from mcp import MCPError
 from mcp.client._memory import InMemoryTransport
 from mcp.server.mcpserver import MCPServer
+from mcp_types import (
+    INTERNAL_ERROR,
+    AudioContent,
+    BlobResourceContents,
+    CallToolResult,
+    ContentBlock,
+    EmbeddedResource,
+    ResourceLink,
+)
 
 from engine.memory import Owner
 from engine.tools import ToolContext, ToolResult
 from server import mcp_tools
 from server.mcp_connection import Hold
 from server.mcp_process import MAX_LINE_BYTES, LineSplitter, LineTooLongError
+from server.mcp_results import tool_result
 from server.mcp_tools import McpConfigError, McpServer, McpServerConfig, McpServers
 from server.tool_registry import ToolRegistry, UnknownToolError
 
@@ -274,6 +285,47 @@ async def test_a_server_that_is_up_has_all_the_time_in_the_world(
     await server.wait_up()
     assert await call(server, "slow") == ToolResult({"result": "at last"})
     assert server.state == "up"
+
+
+async def test_an_error_of_a_server_that_is_still_there_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    here = MCPServer("here")
+
+    @here.tool()
+    async def doubtful() -> str:
+        raise MCPError(INTERNAL_ERROR, "the disk is full")
+
+    async def connect(hold: Hold) -> None:
+        await hold(InMemoryTransport(here), trio.Event())
+
+    server = McpServer(example(), {})
+    monkeypatch.setattr(server, "_connect", connect)
+    nursery.start_soon(server.run)
+    await server.wait_up()
+    await trio.testing.wait_all_tasks_blocked()
+    listed = trio.Event()
+    server.on_listed = listed.set
+    assert await call(server, "doubtful") == ToolResult("the disk is full", failed=True)
+    await listed.wait()  # it was asked whether it is still there
+    assert server.state == "up"
+
+
+def test_results_are_told_as_text() -> None:
+    blob = BlobResourceContents(uri="file:///c", blob="A" * 400, mime_type="application/pdf")
+    content: list[ContentBlock] = [
+        EmbeddedResource(resource=blob),
+        AudioContent(data="A" * 40, mime_type="audio/wav"),
+        ResourceLink(name="d", uri="file:///d"),
+    ]
+    assert tool_result(CallToolResult(content=content)) == ToolResult(
+        "[resource file:///c of type application/pdf, about 300 bytes; not shown]\n"
+        "[audio of type audio/wav, about 30 bytes; not shown]\n[link to the resource file:///d, of unknown type]"
+    )
+    assert tool_result(CallToolResult(content=[], structured_content={"a": None})) == ToolResult({"a": None})
+    assert tool_result(CallToolResult(content=[], structured_content={"a": 1}, is_error=True)) == ToolResult(
+        "the tool failed and did not say why", failed=True
+    )
 
 
 async def test_all_processes_are_gone_at_the_end(tmp_path: Path) -> None:
