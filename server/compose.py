@@ -107,11 +107,13 @@ async def run_server(settings: ServerSettings) -> None:
             factory = AgentFactory(database, os.environ, client, tools, traces=traces)
             _check_agents(declared.agent, factory)
             listeners = listen_tcp(settings.host, settings.port)
+            for listener in listeners:  # the name may have had another address when it was checked
+                check_binding(listener.address[0], keyed)
             async with trio.open_nursery() as background, trio.open_nursery() as runs:
                 await background.start(servers.run)
                 if factory.memories is not None:
                     background.start_soon(factory.memories.backlog.work)
-                gatekeeper = Gatekeeper(database)
+                gatekeeper = Gatekeeper(database, keyed=keyed)
                 services = Services(
                     agents={},
                     supervisor=RunSupervisor(runs, RunLogger()),
@@ -124,6 +126,7 @@ async def run_server(settings: ServerSettings) -> None:
                     traces=traces,
                     tools=tools,
                     policy=policy,
+                    environment=os.environ,
                 )
                 await _serve_until_signal(services, listeners, settings)
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))

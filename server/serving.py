@@ -37,6 +37,9 @@ STALL_BYTES = 65_536
 _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
 """What a request may ask for (RFC 9112, section 3.2): a path, ``*`` or a URL. On other targets Quart crashes."""
 
+_HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNORECASE)
+"""What a Host header may say (RFC 9110, section 7.2). On other names, ``.`` for one, Werkzeug raises before our routes."""
+
 _logger = structlog.get_logger("lumos")
 
 
@@ -80,7 +83,8 @@ class _Http11(H11Protocol):
         """Stay with HTTP/1.1."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        if _TARGET.match(request.target):
+        hosts = (value for name, value in request.headers if name == b"host")
+        if _TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts)):
             await super()._create_stream(request)
         else:
             await self._send_error_response(400)

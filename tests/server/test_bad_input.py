@@ -358,6 +358,24 @@ async def test_an_odd_target_is_a_fault_of_the_client(method: str, target: str, 
         assert answer.status in {308, 400, 404, 405}
 
 
+@pytest.mark.parametrize(
+    "host", [".", ".lumos", "lumos..", "a b", "lumos:x", "l\xfcmos", "[", "%6c", "lumos/x", "@lumos"]
+)
+async def test_a_host_that_cannot_be_is_a_400(host: str, autojump_clock: MockClock) -> None:
+    async with world_that_starts_no_run() as world, raw_client(world) as client:
+        request = request_bytes("GET", "/health/live").replace(b"Host: lumos", f"Host: {host}".encode("latin-1"))
+        assert (await client.ask(request)).status == 400
+
+
+@pytest.mark.parametrize(
+    "host", ["", "lumos.", "LUMOS:80", "lumos:", "[::1]:8080", "127.0.0.1", "my_host", "xn--lmos-0ra"]
+)
+async def test_a_host_that_can_be_is_served(host: str, autojump_clock: MockClock) -> None:
+    async with world_that_starts_no_run() as world, raw_client(world) as client:
+        request = request_bytes("GET", "/health/live").replace(b"Host: lumos", f"Host: {host}".encode("latin-1"))
+        assert (await client.ask(request)).status == 200
+
+
 async def test_a_full_url_as_target_is_the_path_in_it(autojump_clock: MockClock) -> None:
     async with world_that_starts_no_run() as world, raw_client(world) as client:
         assert (await client.ask(request_bytes("GET", "http://lumos/health/live"))).status == 200
