@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.memory import MemoryKind
 from server.store.database import AlreadyThereError, Database
 from server.store.memories import (
     add_memory,
@@ -50,13 +51,14 @@ async def test_lists_have_pages_newest_first(database: Database) -> None:
     for memory_id in ("a", "b", "c"):
         await remember(database, memory_id, "text")
     await have_turn(database, "said", "hello")
-    for kind, limit, offset, expected in (
+    pages: list[tuple[MemoryKind | None, int, int, list[str]]] = [
         (None, 10, 0, ["said", "c", "b", "a"]),
         ("fact", 10, 0, ["c", "b", "a"]),
         ("said", 10, 0, ["said"]),
         (None, 2, 1, ["c", "b"]),
         (None, 2, 4, []),
-    ):
+    ]
+    for kind, limit, offset, expected in pages:
         listed = await database.read(list_memories, SCOPE, kind, limit, offset)
         assert [memory.id for memory in listed] == expected
     assert await database.read(count_memories, SCOPE, None) == 4
@@ -70,6 +72,7 @@ async def test_a_changed_memory_is_found_by_its_new_words_only(database: Databas
         )
     )
     changed = await database.write(update_memory, SCOPE, "id", "a cat", None, at(2))
+    assert changed is not None
     assert changed == await database.read(find_memory, SCOPE, "id")
     assert (changed.text, changed.metadata, changed.created_at, changed.updated_at) == ("a cat", {"n": 1}, at(1), at(2))
     assert await database.read(search_memories, SCOPE, "dog", 5) == []
