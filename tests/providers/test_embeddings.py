@@ -193,6 +193,11 @@ class TestRefusing:
             assert KEY not in str(error)
             assert KEY not in repr(EmbeddingClient(LOCAL, {"LOCAL_KEY": KEY}, s.client))
 
+    async def test_not_even_a_key_that_looks_like_none(self, autojump_clock: MockClock) -> None:
+        async with scene([answer(b'{"error": {"message": "bad sesame"}}', JSON, status="400 No")]) as s:
+            with pytest.raises(ProviderError, match=r"bad \[removed\]"):
+                await EmbeddingClient(LOCAL, {"LOCAL_KEY": "sesame"}, s.client).embed(["a"])
+
     async def test_nobody_there(self, autojump_clock: MockClock) -> None:
         async with open_client(MemoryNetwork().connect) as client:
             with pytest.raises(ProviderError) as raised:

@@ -30,6 +30,7 @@ from server.records import AgentRecord, MemorySettings, WorkingMemorySettings
 from tests.harness.memory_network import MemoryNetwork
 from tests.server.commands import write_agents
 
+BUILT_IN = [record.id for record in BUILT_IN_AGENTS]
 NEW_USER = {"name": "", "preferences": []}
 EXAMPLE = Path(__file__).parents[2] / "docs" / "agents.toml"
 
@@ -235,13 +236,13 @@ class TestBuilding:
         assert agent.name == "Everything said"
 
     async def test_the_built_in_agents_are_there_without_a_file(self, client: httpx.AsyncClient) -> None:
-        assert list(build_agents([], {}, client)) == ["demo", "demo-93s"]
+        assert list(build_agents([], {}, client)) == BUILT_IN
 
     async def test_a_record_takes_the_place_of_a_built_in_agent(
         self, tmp_path: Path, client: httpx.AsyncClient
     ) -> None:
         agents = build_agents(read(tmp_path, LEAST.replace("least", "demo")), {}, client)
-        assert list(agents) == ["demo", "demo-93s"]
+        assert list(agents) == BUILT_IN
         assert agents["demo"].model == "gpt4o-short"
 
     @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ class TestFinding:
         assert find_record("demo", declared) is declared[0]
 
     def test_one_that_is_not_there(self) -> None:
-        with pytest.raises(UnknownAgentError, match="there is no agent 'x'; there are: demo, demo-93s"):
+        with pytest.raises(UnknownAgentError, match=f"there is no agent 'x'; there are: {', '.join(BUILT_IN)}"):
             find_record("x", [])
 
 
@@ -302,8 +303,7 @@ class TestTheExample:
         async with self.agents() as agents:
             names = {agent_id: agent.run_spec("Hi").provider.name for agent_id, agent in agents.items()}
         assert names == {
-            "demo": "replay",
-            "demo-93s": "replay",
+            **dict.fromkeys(BUILT_IN, "replay"),
             "assistant": "openai",
             "local": "openai_compatible",
             "steady": "anthropic+ollama",
