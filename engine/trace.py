@@ -147,7 +147,7 @@ class Tracer:
 
 
 def error_name(reason: BaseException) -> str:
-    """What a span calls an exception: ``cancelled``, its ``code`` or its class; of a group, that of its first failure."""
+    """What a span calls it: ``cancelled``, else its ``code`` or its class; a group is called by its first failure."""
     if isinstance(reason, BaseExceptionGroup):
         _, failures = reason.split(trio.Cancelled)
         return CANCELLED if failures is None else error_name(failures.exceptions[0])

@@ -118,7 +118,7 @@ class StepwiseProvider:
         start = trio.current_time()
         self.requests.append(request)
         self.asked_at.append(start)
-        for at, line in self.scripts[min(len(self.requests), len(self.scripts)) - 1]:
+        for at, line in self.scripts[min(len(self.asked_at), len(self.scripts)) - 1]:
             await trio.sleep_until(start + at)
             if isinstance(line, BaseException):
                 raise line

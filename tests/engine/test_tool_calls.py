@@ -1,0 +1,414 @@
+"""One tool call: what the model writes becomes a call, and whatever the tool does becomes a bounded result."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from engine import (
+    Error,
+    Event,
+    FinishPiece,
+    GenerationComplete,
+    MemoryRefusedError,
+    Message,
+    Piece,
+    Run,
+    ToolCall,
+    ToolCallComplete,
+    ToolCallDelta,
+    ToolCallPiece,
+    ToolCallStart,
+    ToolContext,
+    ToolError,
+    ToolResult,
+    ToolUse,
+)
+from engine.emitter import MAX_DEPTH
+from engine.guests import describe, tamed
+from engine.model_call import UniqueIds, json_object
+from engine.tool_calls import bounded
+
+from .fake_guests import Conduct, FakeTool, fails, takes
+from .scripted import (
+    Line,
+    StepwiseProvider,
+    assert_ended_once,
+    calling,
+    events_of,
+    saying,
+    spec_for,
+)
+
+STEP = "step-1"
+
+
+async def run_with(tool: FakeTool, *reads: list[Piece], finish: Any = "tool_calls") -> tuple[Run, StepwiseProvider]:
+    """A run whose first step is these reads, whose second answers."""
+    script: list[Line] = [*((0, read) for read in reads), (0, [FinishPiece(finish)])]
+    provider = StepwiseProvider(script, saying("x"))
+    run = Run("run", spec_for(provider, tools=[tool], resume_grace=inf))
+    await run.execute()
+    assert_ended_once(run)
+    return run, provider
+
+
+async def result_of(conduct: Conduct, **use: int) -> ToolCallComplete:
+    """What the one call of a run gave, which goes on after it."""
+    provider = StepwiseProvider(calling("a t"), saying("x"))
+    tool_use = ToolUse(tools=(FakeTool("t", conduct),), **use)
+    run = Run("run", spec_for(provider, tool_use=tool_use, resume_grace=inf))
+    await run.execute()
+    assert isinstance(run.log.terminal, GenerationComplete), run.log.terminal
+    (complete,) = [event for event in events_of(run.log) if isinstance(event, ToolCallComplete)]
+    return complete
+
+
+def call_events(run: Run) -> list[Event]:
+    return [event for event in events_of(run.log) if isinstance(event, ToolCallStart | ToolCallDelta)]
+
+
+def call_ids(run: Run) -> list[str]:
+    """Of the calls begun; each is completed once, and calls and results are the same in the steps."""
+    started = [event.call_id for event in events_of(run.log) if isinstance(event, ToolCallStart)]
+    completed = [event.call_id for event in events_of(run.log) if isinstance(event, ToolCallComplete)]
+    assert sorted(started) == sorted(completed)
+    assert len(set(started)) == len(started)
+    return started
+
+
+# What a tool does
+
+
+class Unprintable(Exception):  # noqa: N818 - it is what it says
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def stray_cancelled() -> BaseException:
+    """A ``Cancelled`` that belongs to a scope that has ended: another task's, say, that shares a connection."""
+    caught: list[BaseException] = []
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled as cancelled:
+                caught.append(cancelled)
+                raise
+
+    trio.run(main)
+    return caught[0]
+
+
+STRAY = stray_cancelled()
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (ToolError("no such city"), "no such city"),
+        (MemoryRefusedError("too long"), "too long"),
+        (ValueError("bad"), "ValueError: bad"),
+        (KeyError(), "KeyError"),
+        (Unprintable(), "Unprintable"),
+        (ValueError("half \ud83d"), "ValueError: half ?"),
+        (SystemExit(2), "SystemExit: 2"),
+        (GeneratorExit(), "GeneratorExit"),
+        (ExceptionGroup("two", [ToolError("first"), ValueError("second")]), "first"),
+        (ExceptionGroup("deep", [ExceptionGroup("er", [OSError("gone")])]), "OSError: gone"),
+        (BaseExceptionGroup("mixed", [STRAY, ToolError("the reason")]), "the reason"),
+        (BaseExceptionGroup("mixed", [STRAY, BaseExceptionGroup("er", [STRAY, OSError("x")])]), "OSError: x"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+async def test_whatever_a_tool_raises_is_a_failed_result(
+    autojump_clock: MockClock, failure: BaseException, told: str
+) -> None:
+    assert await result_of(fails(failure, 1)) == ToolCallComplete("a", "Error", told, STEP)
+
+
+@pytest.mark.parametrize("failure", [STRAY, BaseExceptionGroup("alone", [STRAY])], ids=["alone", "in a group"])
+async def test_a_cancelled_that_is_not_the_runs_is_a_failed_result(
+    autojump_clock: MockClock, failure: BaseException
+) -> None:
+    complete = await result_of(fails(failure, 1))
+    assert complete.status == "Error"
+    assert complete.result.startswith("Cancelled")
+
+
+async def test_a_group_raised_in_the_cancellation_is_no_result(autojump_clock: MockClock) -> None:
+    async def conduct(_: str, __: ToolContext) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled as cancelled:
+            raise BaseExceptionGroup("cleanup", [cancelled, ValueError("broke")]) from None  # noqa: ASYNC104 - the point
+
+    run = Run("run", spec_for(StepwiseProvider(calling("a t")), tools=[FakeTool("t", conduct)], resume_grace=inf))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.execute)
+        await trio.sleep(2)
+        run.stop()
+    assert trio.current_time() == 2.0
+    assert_ended_once(run)
+    assert await result_of(conduct) == ToolCallComplete("a", "Error", "timed out after 30 s", STEP)
+
+
+async def test_a_tool_that_gives_no_result_is_broken(autojump_clock: MockClock) -> None:
+    class Broken(FakeTool):
+        async def call(self, arguments: str, context: ToolContext) -> ToolResult:
+            return "bare"  # type: ignore[return-value]  # what it should not do
+
+    run, _ = await run_with(Broken("t", takes(0)), [ToolCallPiece(0, "a", "t")])
+    (complete,) = [event for event in events_of(run.log) if isinstance(event, ToolCallComplete)]
+    assert complete.result == "the tool is broken: it gave no ToolResult but str"
+
+
+async def test_a_failed_result_is_marked(autojump_clock: MockClock) -> None:
+    complete = await result_of(takes(1, ToolResult({"why": 1}, failed=True)))
+    assert (complete.status, complete.result) == ("Error", {"why": 1})
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("text", "text"),
+        ("", ""),
+        ({"a": [1, None, 2.5]}, {"a": [1, None, 2.5]}),
+        (None, None),
+        ("half \ud83d", "half ?"),
+        (b"\x00\xff", "AP8="),
+        ({1: (2, 3)}, {"1": [2, 3]}),
+        (nested(MAX_DEPTH), nested(MAX_DEPTH)),
+        (nested(MAX_DEPTH + 1), "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+async def test_a_result_is_shown_as_it_is(autojump_clock: MockClock, value: object, shown: object) -> None:
+    assert await result_of(takes(1, ToolResult(value))) == ToolCallComplete("a", "Success", shown, STEP)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {"a": object()}, ENDLESS, {"a": "\ud800"}, msgspec.Raw(b"{")],
+    ids=str,
+)
+async def test_a_result_that_is_no_json_says_so(autojump_clock: MockClock, value: object) -> None:
+    complete = await result_of(takes(1, ToolResult(value)))
+    assert complete.status == "Error"
+    assert complete.result.startswith("the result is no JSON: ")
+
+
+async def test_the_deepest_of_results_ends_no_run(autojump_clock: MockClock) -> None:
+    for depth in (200, 400, 800, 950, 990):
+        complete = await result_of(takes(0, ToolResult(nested(depth))))
+        assert isinstance(complete.result, str)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [("x" * 11, "x" * 10), ("日本語語", "日本語"), ({"abcdefgh": 1}, '{"abcdefgh'), ("👋👋👋", "👋👋")],
+    ids=str,
+)
+async def test_a_long_result_is_cut_on_a_code_point_and_says_so(
+    autojump_clock: MockClock, value: object, kept: str
+) -> None:
+    complete = await result_of(takes(1, ToolResult(value)), max_result_bytes=10)
+    size = len(value.encode()) if isinstance(value, str) else len(msgspec.json.encode(value))
+    assert complete == ToolCallComplete(
+        "a", "Success", f"{kept}\n[cut: the result has {size} bytes, 10 are shown]", STEP
+    )
+
+
+def test_a_result_that_just_fits_is_whole() -> None:
+    assert bounded(ToolResult("x" * 10), 10).value == "x" * 10
+    assert bounded(ToolResult({"abcd": 1}), 10).value == {"abcd": 1}
+    assert bounded(ToolResult({"abcd": 12}), 10).value == '{"abcd":12\n[cut: the result has 11 bytes, 10 are shown]'
+
+
+async def test_bad_arguments_go_to_the_tool(autojump_clock: MockClock) -> None:
+    tool = FakeTool("t", takes(0))
+    cut = [ToolCallPiece(0, "a", "t"), ToolCallPiece(0, arguments_fragment='{"city": "Be')]
+    run, provider = await run_with(tool, list(cut), finish="length")
+    assert tool.seen[0] == (0.0, 'called {"city": "Be')
+    assert provider.requests[1].messages[1].tool_calls == (ToolCall("a", "t", '{"city": "Be'),)
+    assert isinstance(run.log.terminal, GenerationComplete)
+
+
+async def test_tamed_passes_what_is_fine() -> None:
+    async def gives() -> int:
+        return 1
+
+    async def interrupts() -> None:
+        raise BaseExceptionGroup("", [KeyboardInterrupt()])
+
+    assert await tamed(gives) == 1
+    with pytest.RaisesGroup(KeyboardInterrupt):
+        await tamed(interrupts)
+    assert describe(ValueError("x" * 5000)) == f"ValueError: {'x' * (1000 - 12)}"
+
+
+# What the model writes
+
+
+@pytest.mark.parametrize(
+    ("pieces", "events"),
+    [
+        ([ToolCallPiece(0, "a", "t", '{"x": 1}')], [ToolCallStart("a", "t", STEP, {"x": 1})]),
+        ([ToolCallPiece(0, "a", "t")], [ToolCallStart("a", "t", STEP)]),
+        (
+            [ToolCallPiece(0, "a", "t"), ToolCallPiece(0, None, None, '{"x":'), ToolCallPiece(0, None, None, "1}")],
+            [ToolCallStart("a", "t", STEP), ToolCallDelta("a", '{"x":', STEP), ToolCallDelta("a", "1}", STEP)],
+        ),
+        (
+            [ToolCallPiece(0, "a", "t", '{"x":'), ToolCallPiece(0, "a", "t", "1}")],
+            [ToolCallStart("a", "t", STEP), ToolCallDelta("a", '{"x":', STEP), ToolCallDelta("a", "1}", STEP)],
+        ),
+        (
+            [ToolCallPiece(0, "a", None, '{"x":'), ToolCallPiece(0, None, None, "1}"), ToolCallPiece(0, None, "t")],
+            [ToolCallStart("a", "t", STEP, {"x": 1})],
+        ),
+        (
+            [ToolCallPiece(0, None, None, '{"x":'), ToolCallPiece(0, "a", "t"), ToolCallPiece(0, None, None, "1}")],
+            [ToolCallStart("a", "t", STEP), ToolCallDelta("a", '{"x":', STEP), ToolCallDelta("a", "1}", STEP)],
+        ),
+        ([ToolCallPiece(0, "a", "t", "[1]")], [ToolCallStart("a", "t", STEP), ToolCallDelta("a", "[1]", STEP)]),
+        ([ToolCallPiece(0, "a", "t"), ToolCallPiece(1), ToolCallPiece(0, "late")], [ToolCallStart("a", "t", STEP)]),
+        (
+            [ToolCallPiece(0, "a", "t", '"\ud800')],
+            [ToolCallStart("a", "t", STEP), ToolCallDelta("a", '"?', STEP)],
+        ),
+    ],
+)
+async def test_a_call_is_told_of_as_it_is_written(
+    autojump_clock: MockClock, pieces: list[Piece], events: list[Event]
+) -> None:
+    run, provider = await run_with(FakeTool("t", takes(0)), pieces)
+    assert call_events(run) == events
+    assert call_ids(run) == ["a"]
+    written = "".join(piece.arguments_fragment for piece in pieces if isinstance(piece, ToolCallPiece))
+    assert provider.requests[1].messages[1].tool_calls == (ToolCall("a", "t", written.replace("\ud800", "?")),)
+
+
+async def test_calls_may_interleave_and_their_indexes_have_gaps(autojump_clock: MockClock) -> None:
+    tool = FakeTool("t", takes(0))
+    pieces: list[Piece] = [
+        ToolCallPiece(7, "late", "t", '{"n":'),
+        ToolCallPiece(2, "soon", "t", '{"m":'),
+        ToolCallPiece(7, None, None, "1}"),
+        ToolCallPiece(2, None, None, "2}"),
+    ]
+    _, provider = await run_with(tool, pieces)
+    messages = provider.requests[1].messages
+    assert messages[1].tool_calls == (ToolCall("soon", "t", '{"m":2}'), ToolCall("late", "t", '{"n":1}'))
+    assert [message.tool_call_id for message in messages[2:]] == ["soon", "late"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        (["a", "a", "a"], ["a", "a-2", "a-3"]),
+        ([None, "", "b"], ["step-1-call-0", "step-1-call-1", "b"]),
+        (["a", "a-2", "a"], ["a", "a-2", "a-3"]),
+        (["x" * 1001, "x" * 1002], ["x" * 1000, "x" * 1000 + "-2"]),
+        (["\ud800", "?"], ["?", "?-2"]),
+    ],
+    ids=lambda value: str(value).encode("ascii", "replace").decode()[:30],
+)
+async def test_ids_are_unique_in_a_step(autojump_clock: MockClock, ids: list[str | None], told: list[str]) -> None:
+    run, provider = await run_with(
+        FakeTool("t", takes(0)), [ToolCallPiece(index, call_id, "t") for index, call_id in enumerate(ids)]
+    )
+    assert call_ids(run) == told
+    messages = provider.requests[1].messages
+    assert [call.call_id for call in messages[1].tool_calls] == told
+    assert [message.tool_call_id for message in messages[2:]] == told
+
+
+async def test_an_id_repeated_in_a_later_step_is_another_in_events_and_the_same_for_the_model(
+    autojump_clock: MockClock,
+) -> None:
+    provider = StepwiseProvider(calling("a t"), calling("a t", "a-2 t"), saying("x"))
+    run = Run("run", spec_for(provider, tools=[FakeTool("t", takes(0))], resume_grace=inf))
+    await run.execute()
+    assert call_ids(run) == ["a", "a-2", "a-2-2"]
+    last = provider.requests[2].messages[3:]
+    assert [call.call_id for call in last[0].tool_calls] == ["a", "a-2"]
+    assert [message.tool_call_id for message in last[1:]] == ["a", "a-2"]
+
+
+def test_many_repeated_ids_cost_no_search() -> None:
+    ids = UniqueIds()
+    taken = [ids.take("a") for _ in range(100_000)]
+    assert len(set(taken)) == 100_000
+    assert taken[-1] == "a-100000"
+
+
+@pytest.mark.parametrize(
+    "piece", [ToolCallPiece(0, "a"), ToolCallPiece(0, None, None, "{}"), ToolCallPiece(0, "a", "")]
+)
+async def test_a_call_without_a_name_is_the_models_fault(autojump_clock: MockClock, piece: Piece) -> None:
+    run, _ = await run_with(FakeTool("t", takes(0)), [ToolCallPiece(1, "b", "t"), piece])
+    assert isinstance(run.log.terminal, Error)
+    assert (run.log.terminal.code, run.log.terminal.content) == (
+        "upstream.protocol",
+        "the model called a tool without naming it",
+    )
+
+
+@pytest.mark.parametrize("kind", ["fragments", "calls", "named calls", "named fragments"])
+async def test_calls_without_end_outgrow_the_limit(autojump_clock: MockClock, kind: str) -> None:
+    def piece(number: int) -> ToolCallPiece:
+        match kind:
+            case "fragments":
+                return ToolCallPiece(0, None, None, "x" * 100)
+            case "calls":
+                return ToolCallPiece(number, f"id{number}")
+            case "named calls":
+                return ToolCallPiece(number, "same", "t")
+        return ToolCallPiece(0, "a", "t", "x" * 100)
+
+    taken: list[Piece] = [piece(number) for number in range(20_000)]
+    provider = StepwiseProvider([(0, taken)])
+    run = Run("run", spec_for(provider, tools=[FakeTool("t", takes(0))], max_run_bytes=200_000))
+    await run.execute()
+    assert isinstance(run.log.terminal, Error)
+    assert run.log.terminal.code == "output_limit"
+
+
+def test_arguments_are_an_object_or_text() -> None:
+    assert json_object("") == {}
+    assert json_object('{"a": [1]}') == {"a": [1]}
+    for bad in ("[]", "1", "{", '{"a": "\\ud800"}', '{"a":' * 5000, json.dumps({"a": nested(MAX_DEPTH)})):
+        assert json_object(bad) is None
+
+
+async def test_arguments_of_any_depth_end_no_run(autojump_clock: MockClock) -> None:
+    for depth in (90, 99, 101, 400, 900, 950, 990, 2000):
+        arguments = '{"a":' + "[" * depth + "]" * depth + "}"
+        run, provider = await run_with(FakeTool("t", takes(0)), [ToolCallPiece(0, "a", "t", arguments)])
+        assert isinstance(run.log.terminal, GenerationComplete)
+        assert provider.requests[1].messages[1].tool_calls[0].arguments == arguments
+
+
+async def test_an_empty_result_is_still_an_answer(autojump_clock: MockClock) -> None:
+    _, provider = await run_with(FakeTool("t", takes(0, "")), [ToolCallPiece(0, "a", "t")])
+    assert provider.requests[1].messages[2] == Message("tool", "", tool_call_id="a")
