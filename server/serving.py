@@ -38,7 +38,7 @@ _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)",
 """What a request may ask for (RFC 9112, section 3.2): a path, ``*`` or a URL. On other targets Quart crashes."""
 
 _HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNORECASE)
-"""What a Host header may say (RFC 9110, section 7.2). On other names, ``.`` for one, Werkzeug raises before our routes."""
+"""What a Host header may say (RFC 9110, section 7.2). On others, as ``.``, Werkzeug raises before our routes."""
 
 _logger = structlog.get_logger("lumos")
 

@@ -14,7 +14,7 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
-from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, UsagePiece
+from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
 from providers.recording import Recording
 
 
@@ -30,9 +30,13 @@ class VendorCall:
 
 @dataclass
 class VendorServer:
-    """A model server that answers every request with the recording, in its timing; ``calls`` is what it saw."""
+    """A model server that answers requests with recordings, in their timing; ``calls`` is what it saw.
+
+    The first request gets the recording, the next one the first of ``further``, and so on; the last is for all others.
+    """
 
     recording: Recording
+    further: Sequence[Recording] = ()
     calls: list[VendorCall] = field(default_factory=list)
 
     def app(self) -> QuartTrio:
@@ -42,8 +46,10 @@ class VendorServer:
         @app.post("/v1/chat/completions")
         async def chat_completions() -> Response:
             call = VendorCall(trio.current_time(), msgspec.json.decode(await request.get_data()))
+            recordings = [self.recording, *self.further]
+            recording = recordings[min(len(self.calls), len(recordings) - 1)]
             self.calls.append(call)
-            response = Response(RecordedBody(self.recording, call), content_type="text/event-stream")
+            response = Response(RecordedBody(recording, call), content_type="text/event-stream")
             response.timeout = None
             return response
 
@@ -86,6 +92,10 @@ def chat_event(piece: Piece) -> bytes:
             chunk: Any = {"choices": [{"index": 0, "delta": {"content": text}}]}
         case ReasoningPiece(text):
             chunk = {"choices": [{"index": 0, "delta": {"reasoning_content": text}}]}
+        case ToolCallPiece(index, call_id, name, fragment):
+            function = {"arguments": fragment} | ({"name": name} if name else {})
+            call = {"index": index, "function": function} | ({"id": call_id, "type": "function"} if call_id else {})
+            chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
         case FinishPiece(reason):
             chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
         case UsagePiece():
