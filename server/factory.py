@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from engine.trace import TraceCollector
 from providers.embeddings import EmbeddingClient
 from providers.registry import ProviderConfigError, create_provider, default_model
 
-from .agents import BUILT_IN_AGENTS, AgentsFileError
+from .agents import AgentsFileError
 from .embedding_recall import EmbeddingRecall
 from .memory import MemoryStore, StoredMemory
 from .principal import LOCAL
@@ -210,19 +210,12 @@ class AgentFactory:
         return memory_of
 
 
-def build_agents(
-    records: Sequence[AgentRecord], environment: Mapping[str, str], client: httpx.AsyncClient
-) -> dict[str, BasicAgent]:
-    """The built-in agents and these, by id, without memory; a record may take a built-in's place.
+def build_agent(record: AgentRecord, environment: Mapping[str, str], client: httpx.AsyncClient) -> BasicAgent:
+    """The agent of one record of a file, without memory, for this program's user.
 
     Raises:
-        AgentsFileError: a record's agent cannot be built; the text names it and what is missing.
+        AgentsFileError: it cannot be built; the text names it and what is missing.
     """
-    return {record.id: build_agent(record, environment, client) for record in (*BUILT_IN_AGENTS, *records)}
-
-
-def build_agent(record: AgentRecord, environment: Mapping[str, str], client: httpx.AsyncClient) -> BasicAgent:
-    """The agent of one record of a file, without memory, for this program's user. Raises as ``build_agents``."""
     try:
         return AgentFactory(None, environment, client, ToolRegistry()).create_chat_agent(record, LOCAL)
     except AgentConfigError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import get_args
@@ -24,7 +24,7 @@ from server.agents import (
     read_agents_file,
     read_whole_agents_file,
 )
-from server.factory import build_agents
+from server.factory import build_agent
 from server.mcp_tools import McpServerConfig
 from server.records import AgentRecord, MemorySettings, WorkingMemorySettings
 from tests.harness.memory_network import MemoryNetwork
@@ -89,6 +89,13 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 def read(directory: Path, text: str) -> list[AgentRecord]:
     return read_agents_file(write_agents(directory, text))
+
+
+def build_agents(
+    records: list[AgentRecord], environment: Mapping[str, str], client: httpx.AsyncClient
+) -> dict[str, BasicAgent]:
+    """The built-in agents and these, by id."""
+    return {record.id: build_agent(record, environment, client) for record in (*BUILT_IN_AGENTS, *records)}
 
 
 def refusal(directory: Path, text: str) -> str:
