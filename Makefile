@@ -5,7 +5,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := engine providers server tests benchmarks
-EXTRAS := embeddings mcp otel postgres test check
+EXTRAS := embeddings mcp otel postgres redis test check
 
 # uv lives in a venv of its own, for `make lock` alone.
 LOCK_VENV := build/lock
