@@ -8,7 +8,7 @@ a token wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Protocol
 
@@ -28,6 +28,33 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
     frame: bytes
 
 
+class EventLog(Protocol):
+    """A run's events to read, wherever they are kept: in this process, in the store, at another worker."""
+
+    @property
+    def run_id(self) -> str:
+        """Whose events they are."""
+        ...
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the newest event that is known here; 0 before the first."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event is known here: nothing follows it."""
+        ...
+
+    async def read(self, after: int = 0, deadline: float = inf) -> list[LogEntry]:
+        """Everything after number ``after``, as soon as there is something; see ``RunLog.read``."""
+        ...
+
+    def attached(self) -> AbstractContextManager[None]:
+        """Count as a reader of the run for as long as the block lasts."""
+        ...
+
+
 class Gathering(Protocol):
     """Text in front of the log that becomes an event at the moment a reader takes it (the emitter)."""
 
@@ -45,11 +72,15 @@ class RunLog:
     """Append-only events of one run, read by any number of readers from any number on.
 
     The log owns nothing that must be closed. Its size is bounded by the emitter in front of it.
+
+    Attributes:
+        on_append: hears of every event as it is appended (who copies the log elsewhere); synchronous, must not raise.
     """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.gathering: Gathering | None = None
+        self.on_append: Callable[[RunLog], None] | None = None
         self.on_readers_changed: Callable[[int], None] | None = None
         self.readers = 0
         self.size_bytes = 0
@@ -87,6 +118,8 @@ class RunLog:
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
         self._waiting.unpark_all()
+        if self.on_append is not None:
+            self.on_append(self)
         return entry
 
     def entries(self, after: int = 0) -> list[LogEntry]:

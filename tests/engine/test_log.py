@@ -293,3 +293,13 @@ def test_counting_needs_nobody_who_listens() -> None:
     with log.attached():
         assert log.readers == 1
     assert log.readers == 0
+
+
+def test_who_copies_the_log_hears_of_every_event() -> None:
+    log = RunLog("run")
+    heard: list[int] = []
+    log.append(AgentStarted("agent", "run", "now"))
+    log.on_append = lambda appended: heard.append(appended.last_seq)
+    log.append(TextDelta("a", "step-1"))
+    log.append(AgentStopped("requested", "a", None))
+    assert heard == [2, 3]
