@@ -23,14 +23,13 @@ _LENGTH_WEIGHT = 0.75
 _ONE_TERM = {
     "sqlite": """
         SELECT * FROM (
-            SELECT m.number AS number, m.terms AS terms
-            FROM memory_index JOIN memories m ON m.number = memory_index.rowid
+            SELECT m.number AS number FROM memory_index JOIN memories m ON m.number = memory_index.rowid
             WHERE memory_index MATCH :match_{at} AND {mine}
             ORDER BY memory_index.rowid DESC LIMIT :most
         )""",
     "postgresql": """
         (
-            SELECT m.number AS number, m.terms AS terms FROM memories m
+            SELECT m.number AS number FROM memories m
             WHERE m.search @@ CAST(:match_{at} AS tsquery) AND {mine}
             ORDER BY m.number + 0 DESC LIMIT :most
         )""",
@@ -58,7 +57,8 @@ def select_candidates(
         values["without_session"] = storable(without_session)
     values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
     one_term = _ONE_TERM[c.dialect.name]
-    statement = " UNION ".join(one_term.format(at=at, mine=mine) for at in range(len(terms)))
+    numbers = " UNION ".join(one_term.format(at=at, mine=mine) for at in range(len(terms)))
+    statement = f"SELECT number, terms FROM memories WHERE number IN ({numbers})"
     return [(row.number, row.terms) for row in c.execute(text(statement), values)]
 
 

@@ -195,3 +195,24 @@ async def test_a_deleted_session_takes_what_was_said_in_it_along(database: Datab
     assert await database.write(save_turn, turn("under way", answer("hi")), at(4))
     contents = [message.content for message in await database.read(list_messages, SCOPE, "session", 10, 0)]
     assert contents == ["hello again", "ok"]
+
+
+async def test_nothing_of_another_scope_is_seen_or_deleted(database: Database) -> None:
+    await have_turn(database, "run", "hello")
+    for scope in FOREIGN_SCOPES:
+        assert await database.read(history, scope, "session", 5, None) == []
+        for session_id in ("session", None):
+            assert await database.read(list_messages, scope, session_id, 5, 0) == []
+            assert await database.read(count_messages, scope, session_id) == 0
+        assert await database.read(list_sessions, scope, 5, 0) == []
+        assert await database.read(count_sessions, scope) == 0
+        assert not await database.write(delete_session, scope, "session")
+    for number, scope in enumerate(FOREIGN_SCOPES):
+        await have_turn(database, f"run-{number}", "mine", scope=scope)
+    assert [message.content for message in await database.read(history, SCOPE, "session", 9, None)] == ["hello", "ok"]
+    assert await database.read(count_messages, SCOPE, "session") == 2
+    assert [session.message_count for session in await database.read(list_sessions, SCOPE, 5, 0)] == [2]
+    assert await database.write(delete_session, SCOPE, "session")
+    for scope in FOREIGN_SCOPES:
+        assert await database.read(count_messages, scope, "session") == 2
+        assert [memory.text for memory in await database.read(list_memories, scope, None, 5, 0)] == ["mine"]
