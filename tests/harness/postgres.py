@@ -1,7 +1,8 @@
 """A PostgreSQL cluster of our own for the tests, and databases of both kinds as fixtures.
 
 ``tests/server/conftest.py`` imports the fixtures; a folder elsewhere imports them into its own ``conftest.py`` (which
-then starts a cluster of its own). There is one cluster for a session; each test has a fresh copy of a template.
+then starts a cluster of its own). There is one cluster for a session; each test has a copy of a template, or one
+emptied again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import psycopg
 import pytest
 
 from server.store.database import Database
+from server.store.schema import ALL_TABLES, schema_version
 
 _USER = "lumos"
 _TEMPLATE = "lumos_template"
@@ -32,6 +34,7 @@ class Cluster:
     def __init__(self, port: int) -> None:
         self.port = port
         self._numbers = itertools.count(1)
+        self._emptied: list[str] = []
 
     def url(self, database: str) -> str:
         """Where a database of it is."""
@@ -46,6 +49,21 @@ class Cluster:
     def drop_database(self, name: str) -> None:
         """Delete it, whoever is connected."""
         self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def lend_database(self) -> str:
+        """A database with our tables, all empty: one that was given back, or a copy of the template."""
+        return self._emptied.pop() if self._emptied else self.create_database(_TEMPLATE)
+
+    def take_back_database(self, name: str) -> None:
+        """Throw out who is still connected, and empty the tables: ten times faster than another copy."""
+        tables = ", ".join(table.name for table in ALL_TABLES if table is not schema_version)
+        with psycopg.connect(self.url(name), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            connection.execute(f"TRUNCATE {tables} RESTART IDENTITY".encode())
+        self._emptied.append(name)
 
     def execute(self, statement: str) -> None:
         """Run a statement outside every test's database."""
@@ -131,10 +149,10 @@ def postgres_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def postgres_url(postgres_cluster: Cluster) -> Iterator[str]:
-    """A fresh PostgreSQL database with our tables, empty."""
-    name = postgres_cluster.create_database(_TEMPLATE)
+    """A PostgreSQL database with our tables, empty; a test that changes the tables takes ``bare_postgres_url``."""
+    name = postgres_cluster.lend_database()
     yield postgres_cluster.url(name)
-    postgres_cluster.drop_database(name)
+    postgres_cluster.take_back_database(name)
 
 
 @pytest.fixture
