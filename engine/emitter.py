@@ -78,7 +78,6 @@ class Emitter:
         self._config = config
         self._max_run_bytes = max_run_bytes
         self._said: list[str] = []
-        self._reasoned: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._step_id = ""
         self._gathered: list[str] = []
@@ -94,11 +93,6 @@ class Emitter:
     def response(self) -> str:
         """The answer's text so far, gathered text included."""
         return "".join(self._said)
-
-    @property
-    def reasoned(self) -> str:
-        """The reasoning so far, gathered text included."""
-        return "".join(self._reasoned)
 
     @property
     def ended(self) -> bool:
@@ -125,9 +119,7 @@ class Emitter:
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
         if content and self._log.terminal is None:
-            content = encodable(content)
-            self._gather(ReasoningDelta, content, step_id)
-            self._reasoned.append(content)
+            self._gather(ReasoningDelta, encodable(content), step_id)
 
     def emit(self, event: Event) -> None:
         """Append an event that is no text (the terminal one too), after sealing what has gathered.
@@ -140,9 +132,8 @@ class Emitter:
             self._log.append(event, inf if closes(event) else self._max_run_bytes)
 
     def forget(self) -> None:
-        """Drop the texts kept for ``response`` and ``reasoned``: the terminal event has what is still wanted."""
+        """Drop the text kept for ``response``: the terminal event has what is still wanted."""
         self._said.clear()
-        self._reasoned.clear()
 
     def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
         size = json_bytes(content)

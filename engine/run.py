@@ -119,7 +119,8 @@ class Run:
                 if not self.log.ended:  # else before its first step: the model is not asked
                     await self._execute(guests, span)
             finally:
-                nursery.cancel_scope.cancel(reason="the run has ended")
+                if guests.names:
+                    nursery.cancel_scope.cancel(reason="the run has ended")
                 await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
 
     async def _execute(self, guests: Guests, span: Span) -> None:

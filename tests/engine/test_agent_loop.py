@@ -102,6 +102,25 @@ async def test_a_tool_that_hangs_costs_exactly_its_deadline(autojump_clock: Mock
     assert hung.seen == [(1.0, "called"), (31.0, "cancelled")]
 
 
+async def test_the_spans_of_tools_are_those_of_their_calls(autojump_clock: MockClock) -> None:
+    let_go = trio.Event()
+    tools = [FakeTool("good", takes(2)), FakeTool("bad", fails(ValueError(), 1)), FakeTool("held", holds_until(let_go))]
+    traces = WritingTraces()
+    provider = StepwiseProvider(calling("a good", "b bad", "c held", "d none", at=1), saying("x"))
+    run = Run("run", lasting(provider, tools=tools, trace=traces))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.execute)
+        await trio.sleep(50)
+        let_go.set()
+    assert [span for span in traces.story if span[0] == "tool"] == [
+        ("tool", "good", 1.0, 3.0, None),
+        ("tool", "bad", 1.0, 2.0, "failed"),
+        ("tool", "held", 1.0, 31.0, "failed"),
+        ("tool", "none", 1.0, 1.0, "failed"),
+    ]
+    assert [span.attributes["call_id"] for span in traces.spans if span.kind == "tool"] == ["a", "b", "c", "d"]
+
+
 async def test_a_request_may_shorten_the_tools_deadline(autojump_clock: MockClock) -> None:
     tool_use = ToolUse(tools=(FakeTool("hung", takes(FOREVER)),))
     agent = agent_for(StepwiseProvider(calling("a hung"), saying("x")), tool_use=tool_use)
@@ -276,8 +295,10 @@ async def test_results_count_against_the_runs_bound(autojump_clock: MockClock) -
 
 async def test_a_step_with_large_results_counts_too(autojump_clock: MockClock) -> None:
     tool = FakeTool("t", takes(1, "x" * 30_000))
-    run = Run("run", lasting(StepwiseProvider(calling("a t"), saying("x")), tools=[tool], max_run_bytes=50_000))
+    provider = StepwiseProvider(calling("a t"), saying("x"))
+    run = Run("run", lasting(provider, tools=[tool], max_run_bytes=50_000))
     assert (await failed(run)).code == "output_limit"
+    assert len(provider.requests) == 1
     assert len(outcomes_of(run)) == 1
     assert steps_of(run) == []
 

@@ -36,7 +36,7 @@ from engine import (
     ToolUse,
     UsagePiece,
 )
-from engine.emitter import CLOSING_BYTES
+from engine.emitter import CLOSING_BYTES, closes
 from engine.pieces import FinishReason
 from engine.run import GUESTS_CLEANUP_SECONDS, SAVE_SECONDS
 
@@ -44,6 +44,7 @@ from .fake_guests import FakeMemory, FakeTool, WritingTraces
 from .scripted import Line, StepwiseProvider, WritingObserver, assert_ended_once, events_of, in_virtual_time, spec_for
 
 TICK = 1 / 8
+DELTA_ENVELOPE_BYTES = 120
 STATUSES: dict[Any, str] = {GenerationComplete: "done", Error: "error", AgentStopped: "stop"}
 Manner = Literal[
     "gives", "raises", "raises oddly", "ignores one cancellation", "holds", "cleans up", "breaks in cleanup"
@@ -133,7 +134,11 @@ scripts = st.lists(
     max_size=4,
 )
 uses: st.SearchStrategy[dict[str, int]] = st.fixed_dictionaries(
-    {"max_steps": st.integers(1, 4), "max_tool_calls": st.integers(0, 5), "max_result_bytes": st.just(500)}
+    {
+        "max_steps": st.integers(1, 4),
+        "max_tool_calls": st.integers(0, 5),
+        "max_result_bytes": st.sampled_from([500, 500, 4000]),
+    }
 )
 acts = st.lists(
     st.tuples(st.integers(0, 60), st.sampled_from(["stop", "fail", "leave", "cancel the surrounding", "drain"])),
@@ -214,7 +219,7 @@ class Trial:
         events = events_of(run.log)
         said = "".join(event.content for event in events if isinstance(event, TextDelta))
         assert terminal.response == run.response == said
-        assert run.log.size_bytes <= 2 * self.max_run_bytes + CLOSING_BYTES
+        self.check_size()
         assert self.observer.bugs == []
         assert [what for what in self.observer.story if what != "first token"] == [
             "started",
@@ -226,6 +231,13 @@ class Trial:
         self.check_requests()
         self.check_memory(terminal)
         self.check_traces()
+
+    def check_size(self) -> None:
+        """Beyond the bound there is what closes the run, and a last delta's envelope."""
+        log = self.run.log
+        assert log.size_bytes <= 2 * self.max_run_bytes + CLOSING_BYTES
+        open_frames = [len(entry.frame) for entry in log.entries() if not closes(entry.event)]
+        assert sum(open_frames) <= self.max_run_bytes + DELTA_ENVELOPE_BYTES
 
     def check_calls(self, events: Sequence[Any], terminal: Any) -> None:
         started = {event.call_id: event for event in events if isinstance(event, ToolCallStart)}
@@ -243,7 +255,7 @@ class Trial:
             for call, outcome in zip(step.tool_calls, step.tool_results, strict=True):
                 told = completed[call.call_id]
                 assert (told.status, told.result, told.step_id) == (outcome.status, outcome.result, step.step_id)
-                assert len(msgspec.json.encode(told.result)) < 700
+                assert len(msgspec.json.encode(told.result)) < self.use.max_result_bytes + 200
                 self.check_arguments(events, call)
         assert sum(step.step_type == "Final" for step in steps) <= 1
         assert sum(len(tool.contexts) for tool in self.tools) <= self.use.max_tool_calls

@@ -55,6 +55,19 @@ async def test_without_any_text_running_out_is_an_error(autojump_clock: MockCloc
     assert [step.step_type for step in steps_of(run)] == ["Initial", "Tool", "Tool"]
 
 
+async def test_blank_text_is_no_answer(autojump_clock: MockClock) -> None:
+    tool_use = ToolUse(tools=(FakeTool("t", takes(1)),), max_steps=2)
+    run = Run("run", lasting(StepwiseProvider(calling("a t", said=" "), saying("\n")), tool_use=tool_use))
+    assert (await failed(run)).code == "max_steps"
+
+
+async def test_the_calls_of_one_step_may_use_up_all_that_there_are(autojump_clock: MockClock) -> None:
+    tool_use = ToolUse(tools=(FakeTool("t", takes(1)),), max_tool_calls=2)
+    provider = StepwiseProvider(calling("a t", "b t"), saying("x"))
+    await completed(Run("run", lasting(provider, tool_use=tool_use)))
+    assert [request.tool_choice for request in provider.requests] == [None, "none"]
+
+
 @pytest.mark.parametrize("last", [calling("z t"), saying(""), saying(" \n")], ids=["calls", "empty", "blank"])
 async def test_what_was_said_before_is_the_answer_of_a_run_that_ran_out(
     autojump_clock: MockClock, last: list[Line]
