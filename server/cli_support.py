@@ -49,6 +49,7 @@ def _faults_of_users() -> tuple[type[Exception], ...]:
     from .compose import SettingsError
     from .guard import BindingRefusedError
     from .mcp_tools import McpConfigError
+    from .otel import OpenTelemetryMissingError
     from .remote import RemoteError
     from .store.errors import DatabaseError, StoreUnavailableError
 
@@ -58,6 +59,7 @@ def _faults_of_users() -> tuple[type[Exception], ...]:
         DatabaseError,
         McpConfigError,
         NetworkConfigError,
+        OpenTelemetryMissingError,
         ProviderConfigError,
         RemoteError,
         SettingsError,

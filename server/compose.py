@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from engine import RunSupervisor
 from engine.run import utc_now
-from engine.trace import InMemoryTraces
+from engine.trace import EachOf, InMemoryTraces
 from providers.http import open_client
 
 from .agents import AgentsFile, AgentsFileError, read_whole_agents_file
@@ -29,6 +29,7 @@ from .factory import AgentConfigError, AgentFactory
 from .guard import RequestGuard, check_binding
 from .logs import RunLogger, flush_log
 from .mcp_tools import McpServers
+from .otel import exporting_traces
 from .provider_policy import ProviderPolicy
 from .records import AgentRecord
 from .services import Services
@@ -58,6 +59,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
         traces: how many runs' traces are kept in memory.
+        otel: whether they are sent out by OTLP too.
     """
 
     host: str = "127.0.0.1"
@@ -70,6 +72,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_provider_hosts: tuple[str, ...] = ()
     allowed_key_variables: tuple[str, ...] = ()
     traces: int = 200
+    otel: bool = False
     limits: ServingLimits = ServingLimits()
 
 
@@ -96,6 +99,7 @@ async def run_server(settings: ServerSettings) -> None:
         ExitStack() as leaving,
         closing(Database.open(settings.database_url)) as database,
         database.present(_end_runs_of_the_dead),
+        exporting_traces() if settings.otel else nullcontext() as exported,
     ):
         keyed = await database.read(any_keys)
         check_binding(settings.host, keyed)
@@ -104,7 +108,8 @@ async def run_server(settings: ServerSettings) -> None:
             servers = McpServers(declared.mcp_server, os.environ)
             tools = ToolRegistry(servers.by_name)
             traces = InMemoryTraces(settings.traces)
-            factory = AgentFactory(database, os.environ, client, tools, traces=traces)
+            collector = EachOf(traces, exported) if exported else traces
+            factory = AgentFactory(database, os.environ, client, tools, traces=collector)
             _check_agents(declared.agent, factory)
             listeners = listen_tcp(settings.host, settings.port)
             for listener in listeners:  # the name may have had another address when it was checked

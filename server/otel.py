@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -56,10 +58,36 @@ PROVIDERS: Mapping[str, str] = {
 
 _LOW_CARDINALITY = re.compile(r"[A-Za-z0-9_.]{1,64}")
 _OTHER_ERROR = "_OTHER"
+_MISSING = "OpenTelemetry traces need their packages: pip install 'lumos-stream[otel]'"
 
 
 class OpenTelemetryMissingError(ImportError):
     """The packages of the extra are not installed."""
+
+
+@contextmanager
+def exporting_traces() -> Iterator[OpenTelemetryCollector]:
+    """A collector whose traces go out by OTLP over HTTP, to where ``OTEL_EXPORTER_OTLP_ENDPOINT`` and its like say.
+
+    A thread of OpenTelemetry's sends them. Leaving the block sends what is left, and blocks for as long as that takes.
+
+    Raises:
+        OpenTelemetryMissingError: the extra ``otel`` is not installed.
+    """
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError as error:
+        raise OpenTelemetryMissingError(_MISSING) from error
+    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": INSTRUMENTATION}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        yield OpenTelemetryCollector(provider)
+    finally:
+        provider.shutdown()
 
 
 class _OpenRun:
@@ -92,9 +120,7 @@ class OpenTelemetryCollector:
         try:
             from opentelemetry import trace  # noqa: PLC0415 - optional
         except ImportError as error:
-            raise OpenTelemetryMissingError(
-                "OpenTelemetry traces need their packages: pip install 'lumos-stream[otel]'"
-            ) from error
+            raise OpenTelemetryMissingError(_MISSING) from error
         self._api = trace
         self._tracer = trace.get_tracer(INSTRUMENTATION, tracer_provider=tracer_provider)
         self._runs: dict[str, _OpenRun] = {}
