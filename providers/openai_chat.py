@@ -22,7 +22,7 @@ from engine.pieces import (
     ToolCallPiece,
     UsagePiece,
 )
-from engine.provider import Message, ModelRequest, NamedTool, ToolChoice
+from engine.provider import Message, ModelRequest, NamedTool, ToolChoice, ToolSpec
 
 from .http import VendorRequest
 from .sse import ServerSentEvent
@@ -262,6 +262,9 @@ class ChatDialect(msgspec.Struct, frozen=True, kw_only=True):
 
 PLAIN_DIALECT = ChatDialect()
 
+MAX_DESCRIPTION_CHARS = 1024
+"""Of a tool: OpenAI and Azure answer 400 to more ("string too long"), and a run is worth more than the rest of it."""
+
 
 def chat_request_body(request: ModelRequest, dialect: ChatDialect = PLAIN_DIALECT) -> bytes:
     """The JSON body of a streaming request; ``request.extra`` goes in last and may override anything.
@@ -279,7 +282,7 @@ def chat_request_body(request: ModelRequest, dialect: ChatDialect = PLAIN_DIALEC
         "temperature": request.temperature,
         dialect.max_tokens_field: request.max_tokens,
         "stop": request.stop or None,
-        "tools": [{"type": "function", "function": tool} for tool in request.tools] or None,
+        "tools": [_tool(tool) for tool in request.tools] or None,
         "tool_choice": _tool_choice(request.tool_choice, dialect),
         "response_format": _response_format(request.response_schema, dialect),
     }
@@ -287,6 +290,11 @@ def chat_request_body(request: ModelRequest, dialect: ChatDialect = PLAIN_DIALEC
     if request.tools:
         body.update(dialect.with_tools)
     return encode_json(body | request.extra)
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    description = tool.description[:MAX_DESCRIPTION_CHARS]
+    return {"type": "function", "function": msgspec.structs.replace(tool, description=description)}
 
 
 def _chat_message(message: Message, dialect: ChatDialect) -> dict[str, Any]:

@@ -207,6 +207,11 @@ WEATHER = ToolSpec("weather", "The weather in a city.", SCHEMA)
                 }
             ],
         ),
+        (
+            {"tools": (ToolSpec("long", "é" * 2000, SCHEMA),)},
+            "tools",
+            [{"type": "function", "function": {"name": "long", "description": "é" * 1024, "parameters": SCHEMA}}],
+        ),
         ({"tool_choice": "required"}, "tool_choice", "required"),
         (
             {"tool_choice": NamedTool("weather")},
