@@ -92,6 +92,7 @@ async def test_a_lost_connection_is_unavailable_and_the_next_is_new(postgres_url
 
     with pytest.raises(StoreUnavailableError):
         await database.read(cut_while_used)
+    assert await database.read(find_run, "run") is None
     with psycopg.connect(postgres_url, autocommit=True) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"

@@ -76,6 +76,7 @@ async def test_turns_at_the_same_time_do_not_mix(database: Database) -> None:
         (called("c1", "c2", text="hm"), gave("c1")),
         (called("c1", text="hm"), gave("c2")),
         (called("c1", text="hm"), answer("so"), gave("c1")),
+        (called("c1", text="hm"), answer("so")),
     ],
 )
 async def test_a_turn_with_a_call_without_result_is_reduced_and_older_ones_still_come(
