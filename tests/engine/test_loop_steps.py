@@ -68,14 +68,16 @@ async def test_the_calls_of_one_step_may_use_up_all_that_there_are(autojump_cloc
     assert [request.tool_choice for request in provider.requests] == [None, "none"]
 
 
-@pytest.mark.parametrize("last", [calling("z t"), saying(""), saying(" \n")], ids=["calls", "empty", "blank"])
+@pytest.mark.parametrize(
+    ("last", "more"), [(calling("z t"), ""), (saying(""), ""), (saying(" \n"), " \n")], ids=["calls", "empty", "blank"]
+)
 async def test_what_was_said_before_is_the_answer_of_a_run_that_ran_out(
-    autojump_clock: MockClock, last: list[Line]
+    autojump_clock: MockClock, last: list[Line], more: str
 ) -> None:
     tool = FakeTool("t", takes(1))
     provider = StepwiseProvider(calling("a t", said="So far."), last)
     run = Run("run", lasting(provider, tool_use=ToolUse(tools=(tool,), max_steps=2)))
-    assert (await completed(run)).response.strip() == "So far."
+    assert (await completed(run)).response == "So far." + more
     assert len(tool.seen) == 2
 
 

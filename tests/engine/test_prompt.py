@@ -156,8 +156,12 @@ async def test_what_has_not_come_in_time_is_gone_without(
     memory = FakeMemory(
         history=HISTORY, recalled=RECALLED, document=DOCUMENT, delays={"recall": 9, "working_memory": 0.2}
     )
-    agent = agent_with(memory, instructions="", streaming=StreamingConfig(emit_metadata=True))
+    traces = WritingTraces()
+    agent = agent_with(memory, instructions="", streaming=StreamingConfig(emit_metadata=True), trace=traces)
+    agent.provider.scripts = (saying("x", at=5),)  # type: ignore[attr-defined]  # the provider is a fake
     run = await run_of(agent)
+    reads = {name: (ended, error) for kind, name, _, ended, error in traces.story if kind == "memory"}
+    assert reads == {"history": (0.0, None), "working_memory": (0.2, "cancelled"), "memories": (0.2, "cancelled")}
     assert isinstance(agent.provider, StepwiseProvider)
     assert agent.provider.asked_at == [0.2]
     assert agent.provider.requests[0].messages == (*HISTORY, Message("user", "What now?"))
