@@ -107,6 +107,8 @@ async def run_server(settings: ServerSettings) -> None:
         async with open_client(environment=os.environ) as client:
             servers = McpServers(declared.mcp_server, os.environ)
             tools = ToolRegistry(servers.by_name)
+            for plugin, reason in tools.plugin_errors().items():
+                _logger.warning("tools.not_loaded", entry_point=plugin, reason=reason)
             traces = InMemoryTraces(settings.traces)
             collector = EachOf(traces, exported) if exported else traces
             factory = AgentFactory(database, os.environ, client, tools, traces=collector)

@@ -153,7 +153,8 @@ class ToolRegistry:
             shown = {f"{source}.{known}": self._shown(source, known, tools[known]) for known in sorted(tools)}
             return {known: part for known, part in shown.items() if isinstance(part, _SourceTool)}
         if inner not in tools:
-            raise UnknownToolError(name, [f"{source}.{known}" for known in sorted(tools)])
+            hint = "" if tools else f"; {source} has listed no tools yet: the server's log says why"
+            raise UnknownToolError(name, [f"{source}.{known}" for known in sorted(tools)], hint)
         part = self._shown(source, inner, tools[inner])
         if isinstance(part, str):
             raise ToolNameError(f"the tool {name} cannot be used: {part}")
