@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from msgspec import Meta
 from sqlalchemy import Connection
 
 from .agent_access import find_changeable, find_listed
@@ -15,7 +16,7 @@ from .errors import ApiError, not_found
 from .factory import AgentConfigError
 from .paging import Page, PageQuery
 from .provider_policy import check_record
-from .records import AgentRecord
+from .records import AGENT_ID, AgentRecord
 from .routing import API, Call, Reply, Route
 from .store import agents as agent_rows
 from .store.errors import AlreadyThereError
@@ -36,11 +37,10 @@ class AgentBody(AgentRecord, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         id: what URLs and the OpenAI-compatible ``model`` field name it by; left out, a new agent gets one.
     """
 
-    id: str = ""
+    id: Annotated[str, Meta(pattern=f"^({AGENT_ID})?$")] = ""
 
     def __post_init__(self) -> None:
-        if self.id:
-            super().__post_init__()
+        self.record(self.id or "unnamed")  # what a record may not be, a body may not
 
     def record(self, agent_id: str) -> AgentRecord:
         """The record under that id.

@@ -8,6 +8,7 @@ from .agent_access import find_scope
 from .api_memory import UserQuery
 from .errors import not_found
 from .paging import Page, PageQuery
+from .requests import UserId
 from .routing import API, Call, Route
 from .store import history
 from .store.rows import Scope, StoredMessage, StoredSession
@@ -24,7 +25,7 @@ class HistoryQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     session_id: str | None = None
-    user_id: str | None = None
+    user_id: UserId | None = None
 
 
 class SessionsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class SessionsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=
         user_id: of which user of the tenant, for an admin; left out, of yourself.
     """
 
-    user_id: str | None = None
+    user_id: UserId | None = None
 
 
 async def get_history(call: Call[None, HistoryQuery]) -> Page[StoredMessage]:

@@ -16,7 +16,7 @@ from .errors import ApiError, not_found
 from .memory import MAX_FACT_CHARS
 from .paging import Page, PageQuery
 from .records import WorkingMemorySettings
-from .requests import JSON_MEDIA_TYPE
+from .requests import JSON_MEDIA_TYPE, UserId
 from .routing import API, Call, Reply, Route
 from .store import memories, working_memories
 from .store.rows import Scope, StoredMemory
@@ -35,7 +35,7 @@ class UserQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         user_id: of which user of the tenant, for an admin; left out, of yourself.
     """
 
-    user_id: str | None = None
+    user_id: UserId | None = None
 
 
 class MemoriesQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,7 +49,7 @@ class MemoriesQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     kind: MemoryKind | None = None
-    user_id: str | None = None
+    user_id: UserId | None = None
 
 
 class MemoryBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -76,7 +76,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], document: M
     parts = [
         f'<details id="{escape(operation["operationId"])}"><summary><b>{method}</b> <code>{escape(path)}</code>',
         f"<span>{_text(operation['summary'])}</span></summary><div>",
-        f"<pre>{escape(_curl(method, path, operation, origin))}</pre>",
+        f"<pre>{escape(_curl(method, path, operation, document, origin))}</pre>",
     ]
     rows = [
         (
@@ -102,7 +102,7 @@ def _answers(operation: Mapping[str, Any], document: Mapping[str, Any]) -> Itera
         if "$ref" in response:
             response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]  # noqa: PLW2901
         kinds = [
-            _kind(media.get("x-event-schema") or media["schema"]) + f" <span class=quiet>{escape(name)}</span>"
+            _kind(_said(media["schema"])) + f" <span class=quiet>{escape(name)}</span>"
             for name, media in response.get("content", {}).items()
         ]
         headers = [
@@ -112,7 +112,14 @@ def _answers(operation: Mapping[str, Any], document: Mapping[str, Any]) -> Itera
         yield (f"<code>{status}</code>", ", ".join(kinds), _text(response["description"]) + "".join(headers))
 
 
-def _curl(method: str, path: str, operation: Mapping[str, Any], origin: str) -> str:
+def _said(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of what is in a server-sent event, of anything else its own."""
+    data: Mapping[str, Any] = schema.get("properties", {}).get("data", {})
+    inner: Mapping[str, Any] = data.get("contentSchema", schema)
+    return inner
+
+
+def _curl(method: str, path: str, operation: Mapping[str, Any], document: Mapping[str, Any], origin: str) -> str:
     required = {one["name"]: "..." for one in operation["parameters"] if one["in"] == "query" and one["required"]}
     url = f"{origin}{path}" + (f"?{urlencode(required)}" if required else "")
     for name in (one["name"] for one in operation["parameters"] if one["in"] == "path"):
@@ -122,7 +129,7 @@ def _curl(method: str, path: str, operation: Mapping[str, Any], origin: str) -> 
     body = operation.get("requestBody")
     if method == "POST" and body is None:
         words.insert(1, "-X POST")
-    if operation.get("security") != []:
+    if {} not in document["security"] and operation.get("security") != []:
         words.append("-H 'Authorization: Bearer '\"$LUMOS_KEY\"")
     if body is not None:
         name, media = next(iter(body["content"].items()))

@@ -46,6 +46,18 @@ SECURITY: Mapping[str, Any] = {
 }
 
 _REFERENCE = "#/components/schemas/{name}"
+_SSE_FRAME = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "`{run_id}.{seq}`"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": _REFERENCE.format(name="Event")},
+        },
+    },
+    "required": ["data"],
+}
 _CODE = re.compile("``")
 _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.+)$")
 
@@ -64,8 +76,8 @@ def refusals(route: Route) -> tuple[int, ...]:
     return tuple(sorted(statuses))
 
 
-def describe(routes: Sequence[Route]) -> dict[str, Any]:
-    """The OpenAPI document of the routes; ready for JSON."""
+def describe(routes: Sequence[Route], *, keyed: bool = True) -> dict[str, Any]:
+    """The OpenAPI document of the routes, ready for JSON, as a server with keys serves them, or one without."""
     schemas, components = _schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -76,7 +88,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Lumos", "version": version("lumos-stream"), "summary": SUMMARY, "description": DESCRIPTION},
         "servers": [{"url": "/"}],
-        "security": [{name: []} for name in SECURITY],
+        "security": [*({name: []} for name in SECURITY), *([] if keyed else [{}])],
         "paths": paths,
         "components": {
             "schemas": components,
@@ -219,10 +231,8 @@ def _good_response(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
             name: {"description": text, "schema": {"type": "string"}} for name, text in route.answer_headers.items()
         }
     if route.answer is STREAM:
-        response["description"] = "Server-sent events: `id: {run_id}.{seq}`, `data: {event as JSON}`."
-        # An SSE body is text; OpenAPI 3.1 has no word for what each of its frames holds.
-        media = {"schema": {"type": "string"}, "x-event-schema": {"$ref": _REFERENCE.format(name="Event")}}
-        response["content"] = {STREAM.value: media}
+        response["description"] = "Server-sent events; the schema is that of one."
+        response["content"] = {STREAM.value: {"schema": _SSE_FRAME}}
     elif route.answer is Special.PAGE:
         response["content"] = {Special.PAGE.value: {"schema": {"type": "string"}}}
     elif route.answer is Special.DOCUMENT:

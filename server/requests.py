@@ -16,6 +16,7 @@ from engine.agent import DEFAULT_SESSION
 
 from .errors import ApiError
 from .json_depth import MAX_JSON_DEPTH, is_too_deep
+from .principal import NAME
 
 JSON_MEDIA_TYPE = "application/json"
 MAX_BODY_BYTES = 2**20
@@ -23,6 +24,7 @@ MAX_MESSAGE_CHARS = 200_000
 BODY_SECONDS = 20
 SESSION_ID = r"[A-Za-z0-9._:-]{1,100}"
 
+UserId: TypeAlias = Annotated[str, Meta(pattern=f"^{NAME}$")]
 OnDisconnect: TypeAlias = Literal["cancel", "grace", "continue"]
 
 Body = TypeVar("Body")
@@ -56,7 +58,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     message: str
-    user_id: str | None = None
+    user_id: UserId | None = None
     session_id: Annotated[str, Meta(pattern=f"^{SESSION_ID}$")] | None = None
     metadata: dict[str, Any] | None = None
     on_disconnect: OnDisconnect = "grace"

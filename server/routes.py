@@ -15,20 +15,25 @@ from .routing import Call, Route, Special
 
 
 @cache
-def description() -> dict[str, Any]:
-    """The OpenAPI document of all routes."""
-    return describe(ROUTES)
+def description(keyed: bool) -> dict[str, Any]:
+    """The OpenAPI document of all routes, of a server with keys or of one without."""
+    return describe(ROUTES, keyed=keyed)
 
 
-async def get_openapi(_: Call[None, None]) -> Response:
+async def get_openapi(call: Call[None, None]) -> Response:
     """The API's description."""
-    return json_response(description(), headers={"Cache-Control": "no-cache"})
+    return json_response(description(await _is_keyed(call)), headers={"Cache-Control": "no-cache"})
 
 
 async def get_docs(call: Call[None, None]) -> Response:
     """The API's description as a page."""
-    page = render(description(), call.request.host_url.rstrip("/"))
+    page = render(description(await _is_keyed(call)), call.request.host_url.rstrip("/"))
     return Response(page, content_type="text/html; charset=utf-8", headers=HEADERS)
+
+
+async def _is_keyed(call: Call[None, None]) -> bool:
+    gatekeeper = call.services.gatekeeper
+    return gatekeeper is not None and await gatekeeper.is_keyed()
 
 
 ROUTES: tuple[Route, ...] = (
@@ -46,6 +51,7 @@ ROUTES: tuple[Route, ...] = (
         summary="This description, OpenAPI 3.1",
         tag="Server",
         answer=Special.DOCUMENT,
+        refusals=(503,),
         open=True,
     ),
     Route(
@@ -55,6 +61,7 @@ ROUTES: tuple[Route, ...] = (
         summary="This description, as a page",
         tag="Server",
         answer=Special.PAGE,
+        refusals=(503,),
         open=True,
     ),
 )

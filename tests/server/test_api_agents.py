@@ -117,6 +117,12 @@ async def test_an_agent_that_cannot_be_made_is_not_kept(
         assert (await me.data("GET", "/agents/mine"))["revision"] == 1
 
 
+async def test_a_record_that_may_not_be_is_422_without_an_id_too(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        body = {"llm_config": MINE["llm_config"], "memory": {"enabled": False}, "working_memory": {}}
+        assert "working_memory" in (await Caller(world).refused(422, "POST", "/agents", json=body))["message"]
+
+
 async def test_an_answer_holds_no_key(autojump_clock: MockClock) -> None:
     environment = {"OPENAI_API_KEY": "sk-very-secret"}
     async with open_keeping_world(environment=environment) as world:

@@ -144,7 +144,13 @@ async def test_the_working_memory_begins_as_its_template_and_changes(autojump_cl
 async def test_an_agent_without_a_working_memory_has_none(autojump_clock: MockClock) -> None:
     async with open_keeping_world() as world:
         me = Caller(world)
-        for method, options in (("GET", {}), ("PUT", {"json": {}}), ("PATCH", {"json": {}}), ("DELETE", {})):
+        requests: list[tuple[str, dict[str, Any]]] = [
+            ("GET", {}),
+            ("PUT", {"json": {}}),
+            ("PATCH", {"json": {}}),
+            ("DELETE", {}),
+        ]
+        for method, options in requests:
             await me.refused(404, method, "/agents/demo/working-memory", **options)
 
 
