@@ -343,7 +343,7 @@ def test_one_end_and_each_call_answered(fixed: dict[str, Any], happenings: list[
                 outer.start_soon(trial.act, tick, what)
             await trial.run.log.wait_ended()
             assert trio.current_time() - trial.run.elapsed <= SAVE_SECONDS
-            await trio.sleep(SAVE_SECONDS + GUESTS_CLEANUP_SECONDS)
+            await trio.sleep(SAVE_SECONDS + GUESTS_CLEANUP_SECONDS + TICK)
             assert trial.supervisor.active_runs == 0, "whatever the tools do"
             assert trial.supervisor.find(trial.run.id) is trial.run
             trial.leaving.set()

@@ -214,8 +214,9 @@ async def test_the_progress_deadlines_are_each_steps_own(autojump_clock: MockClo
 
 
 async def test_an_argument_that_comes_slowly_is_progress(autojump_clock: MockClock) -> None:
-    pieces = [(number * 2, [ToolCallPiece(0, "a" if number == 1 else None, "t", "1")]) for number in range(1, 6)]
-    provider = StepwiseProvider([*pieces, (10, [FinishPiece("tool_calls")])], saying("x"))
+    fragments: list[Line] = [(at, [ToolCallPiece(0, None, None, "1")]) for at in (4, 6, 8, 10)]
+    script: list[Line] = [(2, [ToolCallPiece(0, "a", "t")]), *fragments, (10, [FinishPiece("tool_calls")])]
+    provider = StepwiseProvider(script, saying("x"))
     run = Run("run", lasting(provider, tools=[FakeTool("t", takes(1))], deadlines=Deadlines(idle=3, first_token=3)))
     await completed(run)
     assert run.elapsed == 11.0
