@@ -28,10 +28,10 @@ class FailingDatabase(Database):
 
     down = False
 
-    async def read(self, query: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override] - of any query
+    async def read(self, query: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         return await self._or_down(super().read, query, *args)
 
-    async def write(self, change: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override] - of any change
+    async def write(self, change: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         return await self._or_down(super().write, change, *args)
 
     async def _or_down(self, ask: Callable[..., Any], *args: Any) -> Any:
