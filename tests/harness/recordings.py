@@ -19,20 +19,20 @@ def steady_recording(*, first: float = 2.5, gap: float = 0.5, last: float = 93.0
         times.append(at)
     reads = [RecordedRead(round(at * 1e9), (TextPiece(f"word{number} "),)) for number, at in enumerate(times)]
     end = (TextPiece("end."), FinishPiece("stop"), UsagePiece(7, len(times) + 1))
-    return Recording(_header(), (*reads, RecordedRead(round(last * 1e9), end)))
+    return Recording(_header("steady"), (*reads, RecordedRead(round(last * 1e9), end)))
 
 
 def step_recording(*calls: ToolCallPiece, text: str = "", first: float = 1.0, last: float = 2.0) -> Recording:
     """A step of an agent: a text at ``first``, then whole tool calls at ``last``."""
     said = (RecordedRead(round(first * 1e9), (TextPiece(text),)),) if text else ()
     end: tuple[Piece, ...] = (*calls, FinishPiece("tool_calls" if calls else "stop"), UsagePiece(10, 5))
-    return Recording(_header(), (*said, RecordedRead(round(last * 1e9), end)))
+    return Recording(_header("step"), (*said, RecordedRead(round(last * 1e9), end)))
 
 
-def _header() -> RecordingHeader:
+def _header(name: str) -> RecordingHeader:
     return RecordingHeader(
         format=FORMAT,
-        name="made",
+        name=name,
         title="made for a test",
         provider="none",
         model="none",

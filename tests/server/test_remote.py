@@ -38,9 +38,9 @@ async def answer_of(script: Sequence[Act]) -> list[Event]:
 @pytest.mark.parametrize("way", ["/stream", "/simulated"])
 async def test_the_events_of_a_run_with_their_times(autojump_clock: MockClock, way: str) -> None:
     async with open_world() as world:
-        world.add_agent("what? #1", ReplayProvider(RECORDING))
+        world.add_agent("what:1.a_b-c", ReplayProvider(RECORDING))
         started_at = trio.current_time()
-        async with remote_run(world.client, "http://lumos/", "what? #1", {"message": "hi"}, way=way) as events:
+        async with remote_run(world.client, "http://lumos/", "what:1.a_b-c", {"message": "hi"}, way=way) as events:
             arrived = [(event, events.arrived_at - started_at) async for event in events]
     times = [at for event, at in arrived if isinstance(event, TextDelta)]
     assert times[0] == (2.0 if way == "/stream" else 5.0)
