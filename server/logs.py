@@ -18,6 +18,9 @@ from engine import AgentStopped, Error, Run
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+OUR_PACKAGES = ("engine", "providers", "server")
+"""What their modules log through ``logging`` has the level of our own lines; libraries are heard from warning on."""
+
 STANDARD_ERROR = 2
 MAX_WAITING_CHARS = 1 << 20
 """How much log text waits for a reader of standard error that is behind; what comes on top is dropped."""
@@ -116,6 +119,8 @@ def configure_logging(level: str) -> None:
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *renderers]))
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
+    for ours in OUR_PACKAGES:
+        logging.getLogger(ours).setLevel(threshold)
 
 
 def flush_log() -> None:

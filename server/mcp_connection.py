@@ -23,7 +23,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from engine.tools import ToolResult
 
-from .mcp_process import EXIT_SECONDS, READ_BYTES, Command, LineLog, LineSplitter, run_process
+from .mcp_process import EXIT_SECONDS, READ_BYTES, Command, LastWords, LineLog, LineSplitter, run_process
 from .mcp_results import tool_result
 
 MAX_PAGES = 100
@@ -191,8 +191,11 @@ class Session:
             await trio.sleep(LISTEN_AGAIN_SECONDS)
 
 
-async def over_process(command: Command, hold: Hold) -> None:
-    """Hold a session with a process of ours; return when either ends, and the process is gone then."""
+async def over_process(command: Command, hold: Hold, last_words: LastWords) -> None:
+    """Hold a session with a process of ours; return when either ends, and the process is gone then.
+
+    ``last_words`` hear how it ended.
+    """
 
     async def talk(process: trio.Process) -> None:
         to_us, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
@@ -206,7 +209,7 @@ async def over_process(command: Command, hold: Hold) -> None:
                 await hold(nullcontext((incoming, outgoing)), ended)
                 nursery.cancel_scope.cancel(reason="the session with the tool server has ended")
 
-    await run_process(command, talk)
+    await run_process(command, talk, last_words)
 
 
 async def _read_messages(

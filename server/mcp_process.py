@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -23,6 +24,10 @@ MAX_LINE_BYTES = 16 * 2**20
 
 LOG_LINE_CHARS = 500
 LOG_LINES_PER_MINUTE = 100
+
+LAST_LINES = 5
+LAST_LINE_CHARS = 200
+"""What is kept of the end of a process's standard error, to say why it has gone."""
 
 READ_BYTES = 65_536
 
@@ -47,11 +52,34 @@ def passed_environment(environment: Mapping[str, str], names: Sequence[str]) -> 
     return {name: environment[name] for name in (*PASSED_ON, *names) if name in environment}
 
 
-async def run_process(command: Command, talk: Callable[[trio.Process], Awaitable[None]]) -> None:
+class LastWords:
+    """How a process ended: the end of what it wrote to its standard error, and its exit code unless we ended it."""
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    def hear(self, line: str) -> None:
+        """A line of its standard error."""
+        self._lines.append("".join(c if c.isprintable() else " " for c in line[:LAST_LINE_CHARS]))
+
+    def __str__(self) -> str:
+        """In one line; empty if nothing is known."""
+        how = []
+        if self.exit_code is not None:
+            how.append(f"exit code {self.exit_code}" if self.exit_code >= 0 else f"ended by signal {-self.exit_code}")
+        if self._lines:
+            how.append(f"its last lines: {' | '.join(self._lines)}")
+        return "; ".join(how)
+
+
+async def run_process(
+    command: Command, talk: Callable[[trio.Process], Awaitable[None]], last_words: LastWords | None = None
+) -> None:
     """Start the process, ``talk`` with it, and return when it is gone with all that it started in its process group.
 
-    What it writes to its standard error is logged. Once ``talk`` has returned, raised or been cancelled, the end takes
-    at most three times ``EXIT_SECONDS``.
+    What it writes to its standard error is logged, and ``last_words`` hear it. Once ``talk`` has returned, raised or
+    been cancelled, the end takes at most three times ``EXIT_SECONDS``.
 
     Raises:
         OSError: it could not be started.
@@ -65,7 +93,8 @@ async def run_process(command: Command, talk: Callable[[trio.Process], Awaitable
         cwd=command.cwd,
         start_new_session=True,
     )
-    errors = LineLog(command.name)
+    last_words = last_words or LastWords()
+    errors = LineLog(command.name, last_words.hear)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_log_errors, process, errors)
@@ -73,12 +102,15 @@ async def run_process(command: Command, talk: Callable[[trio.Process], Awaitable
             nursery.cancel_scope.cancel(reason="the talk with the tool server has ended")
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 3 * EXIT_SECONDS + 1):
-            await _stop(process, errors)
+            last_words.exit_code = await _stop(process, errors)
             await _close(process)
 
 
-async def _stop(process: trio.Process, errors: LineLog) -> None:
-    """Close its input, which is the polite way; then ask its group to end; then end it."""
+async def _stop(process: trio.Process, errors: LineLog) -> int | None:
+    """Close its input, which is the polite way; then ask its group to end; then end it.
+
+    The exit code is of interest if no signal of ours was needed; else None.
+    """
     assert process.stdin is not None
     await trio.aclose_forcefully(process.stdin)
     for step in (None, signal.SIGTERM, signal.SIGKILL):
@@ -87,8 +119,9 @@ async def _stop(process: trio.Process, errors: LineLog) -> None:
         with trio.move_on_after(EXIT_SECONDS) as waiting:
             await _wait_gone(process, errors)
         if not waiting.cancelled_caught:
-            return
+            return process.returncode if step is None else None
     _logger.error("tool server %s: process %d is still there after SIGKILL", errors.name, process.pid)
+    return None
 
 
 async def _wait_gone(process: trio.Process, errors: LineLog) -> None:
@@ -157,8 +190,10 @@ class LineLog:
     A line is cut at ``LOG_LINE_CHARS``; what comes beyond ``LOG_LINES_PER_MINUTE`` is counted instead.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, hear: Callable[[str], None] | None = None) -> None:
+        """``hear`` gets every line, of those that are not logged too."""
         self.name = name
+        self._hear = hear
         self._partial = b""
         self._minute = trio.current_time()
         self._lines = 0
@@ -180,6 +215,8 @@ class LineLog:
         text = line.decode(errors="replace").strip()
         if not text:
             return
+        if self._hear is not None:
+            self._hear(text)
         if trio.current_time() - self._minute >= 60:
             self._minute = trio.current_time()
             if self._lines > LOG_LINES_PER_MINUTE:

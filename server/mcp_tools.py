@@ -17,7 +17,7 @@ import trio
 from engine.provider import ToolSpec
 from engine.tools import Tool, ToolContext, ToolResult
 
-from .mcp_process import Command, passed_environment
+from .mcp_process import Command, LastWords, passed_environment
 
 if TYPE_CHECKING:
     from mcp_types import Tool as ListedTool
@@ -126,7 +126,9 @@ class McpServer:
         self._up = trio.Event()
         self._handshake: Handshake = "auto"
         self._was_up = False
+        self._told_down = False
         self._up_since = inf
+        self._last_words = LastWords()
 
     @property
     def start_seconds(self) -> float:
@@ -152,17 +154,21 @@ class McpServer:
         delay = FIRST_DELAY_SECONDS
         while True:
             self._up_since = inf
+            self._last_words = LastWords()
             fault = "it has ended"
             try:
                 await self._attempt()
             except* Exception as errors:
                 fault = _reason(errors)
                 _logger.debug("tool server %s", self.name, exc_info=errors)
+            if said := str(self._last_words):
+                fault = f"{fault} ({said})"
             self.state, self.fault = "down", fault
             self.tried.set()
             if trio.current_time() - self._up_since >= STEADY_SECONDS:
                 delay = FIRST_DELAY_SECONDS
             _logger.warning("tool server %s is down: %s; next start in %g s", self.name, fault, delay)
+            self._told_down = True
             await trio.sleep(delay)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
@@ -189,6 +195,7 @@ class McpServer:
         if starting.cancelled_caught:
             # Some servers of before 2026 never answer a request that they do not know, the newer handshake's.
             self._handshake = "legacy" if self._handshake == "auto" else "auto"
+            self._last_words.exit_code = None  # it ended because we closed its input
             raise TimeoutError(f"it was not ready within {seconds:g} s")
 
     async def _connect(self, hold: Hold) -> None:
@@ -201,13 +208,16 @@ class McpServer:
         elif config.command is not None:
             environment = passed_environment(self._environment, config.env)
             argv = (config.command, *config.args)
-            await over_process(Command(name=self.name, argv=argv, environment=environment, cwd=config.cwd), hold)
+            command = Command(name=self.name, argv=argv, environment=environment, cwd=config.cwd)
+            await over_process(command, hold, self._last_words)
 
     def _listed(self, session: Session, tools: Mapping[str, ListedTool]) -> None:
         """The session is open, and these are its tools."""
         self._tools = {name: McpTool(self, tool) for name, tool in tools.items()}
         if self._session is None:
-            _logger.info("tool server %s is up with %d tools", self.name, len(tools))
+            again = " again" if self._told_down else ""
+            self._told_down = False
+            _logger.info("tool server %s is up%s with %d tools", self.name, again, len(tools))
             self._session = session
             self._up_since = trio.current_time()
             self._was_up = True

@@ -108,6 +108,12 @@ def test_the_level_is_for_our_lines_and_libraries_begin_at_warning(
     assert [line["level"] for line in lines if line["event"] == "theirs"] == theirs
 
 
+@pytest.mark.parametrize(("level", "heard"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_our_modules_lines_have_the_level_of_ours(level: str, heard: int) -> None:
+    lines = logged(ALL_LEVELS.replace('"library"', '"server.mcp_process"'), level)
+    assert len([line for line in lines if line["event"] == "theirs"]) == heard
+
+
 def test_a_disk_that_is_full_stops_nothing() -> None:
     with Path("/dev/full").open("wb") as full:
         script = CRASH + CRASH_IN_A_LIBRARY + ALL_LEVELS + "print('still here')"

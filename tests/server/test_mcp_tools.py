@@ -33,7 +33,7 @@ from engine.memory import Owner
 from engine.tools import ToolContext, ToolResult
 from server import mcp_tools
 from server.mcp_connection import Hold
-from server.mcp_process import MAX_LINE_BYTES, LineSplitter, LineTooLongError
+from server.mcp_process import MAX_LINE_BYTES, LastWords, LineSplitter, LineTooLongError
 from server.mcp_results import tool_result
 from server.mcp_tools import McpConfigError, McpServer, McpServerConfig, McpServers
 from server.tool_registry import ToolRegistry, UnknownToolError
@@ -146,7 +146,10 @@ async def test_a_crash_is_a_failed_result_and_the_server_comes_back(
     assert await call(server, "add", a=1, b=2) == ToolResult({"result": 3})
     assert await crash.call("", CONTEXT) == GONE  # the tool of before is the tool of now
     assert "tool server ex: about to crash" in caplog.messages
-    assert "tool server ex is down: it has ended; next start in 0.5 s" in caplog.messages
+    assert (
+        "tool server ex is down: it has ended (exit code 3; its last lines: about to crash); next start in 0.5 s"
+        in caplog.messages
+    )
 
 
 async def test_a_call_cancelled_is_cancelled_at_the_server_and_disturbs_no_other(
@@ -236,6 +239,40 @@ async def test_a_server_that_cannot_start_keeps_nobody_from_starting(nursery: tr
     )
     with pytest.raises(UnknownToolError, match=r"there is no tool 'ex\.add'"):
         ToolRegistry({"ex": server}, plugins=lambda: ()).find(["ex.add"])
+
+
+async def test_why_a_program_ended_is_said(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    script = "import sys; print('hello', file=sys.stderr); sys.exit('fatal: no token')"
+    server = await start(nursery, McpServerConfig(name="ex", command=sys.executable, args=("-c", script)))
+    assert server.fault is not None
+    assert server.fault.endswith(" (exit code 1; its last lines: hello | fatal: no token)")
+    assert "tool server ex: fatal: no token" in caplog.messages
+    assert f"tool server ex is down: {server.fault}; next start in 0.5 s" in caplog.messages
+
+
+async def test_a_server_that_comes_back_is_said_to(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server = await start(nursery, example())
+    tools = len(server.tools())
+    assert await call(server, "crash") == GONE
+    await server.wait_up()
+    told = [line for line in caplog.messages if " is up" in line or " is down" in line]
+    assert told[0] == f"tool server ex is up with {tools} tools"
+    assert "(exit code 3; its last lines: about to crash)" in told[1]
+    assert told[2] == f"tool server ex is up again with {tools} tools"
+
+
+def test_last_words_are_few_short_and_printable() -> None:
+    words = LastWords()
+    assert str(words) == ""
+    for number in range(20):
+        words.hear(f"{number}\x1b[31m{'x' * 1000}")
+    words.exit_code = -9
+    said = str(words)
+    assert said.startswith("ended by signal 9; its last lines: 15 [31mx")
+    assert said.isprintable()
+    assert len(said) < 1100
 
 
 async def test_a_mute_server_costs_its_start_seconds(nursery: trio.Nursery) -> None:
