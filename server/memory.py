@@ -20,7 +20,7 @@ from .embedding_backlog import EmbeddingBacklog
 from .embedding_recall import EmbeddingRecall, fused
 from .pending import PendingSaves
 from .records import MemorySettings, WorkingMemorySettings
-from .store import memories, rows, turns
+from .store import history, memories, rows, turns
 from .store.database import Database
 from .working_memory import patch_document, read_document
 
@@ -101,7 +101,7 @@ class StoredMemory:
         if messages < 1:
             return ()
         await self._last_turn_kept()
-        return await self._database.read(turns.history, self._scope, self._session_id, messages, self._run_id)
+        return await self._database.read(history.history, self._scope, self._session_id, messages, self._run_id)
 
     async def recall(self, text: str, limit: int) -> Sequence[MemoryEntry]:
         """What has to do with the text, without what the history shows; see ``Memory``."""
@@ -176,8 +176,8 @@ class StoredMemory:
         shown: frozenset[str] = frozenset()
         if without_shown:
             window = self._settings.context_window
-            history = turns.history(connection, self._scope, self._session_id, window, self._run_id) if window else []
-            shown = frozenset([text, *(message.content for message in history if message.role == "user")])
+            said = history.history(connection, self._scope, self._session_id, window, self._run_id) if window else []
+            shown = frozenset([text, *(message.content for message in said if message.role == "user")])
         return memories.search_memories(connection, self._scope, text, _more_than(limit, shown)), shown
 
     def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:

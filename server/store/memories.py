@@ -108,17 +108,15 @@ def clear_memories(c: Connection, scope: Scope) -> int:
     return c.execute(delete(memories).where(owned(memories, scope))).rowcount
 
 
-def search_memories(
-    c: Connection, scope: Scope, query: str, limit: int, *, without_session: str | None = None
-) -> list[StoredMemory]:
+def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list[StoredMemory]:
     """What has one of the query's words or more, best first, with scores; the same in both databases.
 
-    ``without_session`` leaves a session's memories out. Any text is a query; one without words finds nothing.
+    Any text is a query; one without words finds nothing.
     """
     terms = query_terms(query)
     if not terms or limit < 1:
         return []
-    found = select_candidates(c, scope, terms, without_session)
+    found = select_candidates(c, scope, terms)
     scores = rank(terms, found, count_memories(c, scope, None))[:limit]
     chosen = select(memories).where(memories.c.number.in_([number for number, _ in scores]))
     rows = {row["number"]: row for row in c.execute(chosen).mappings()}
@@ -131,14 +129,6 @@ def memories_to_embed(c: Connection, scope: Scope, model: str, limit: int) -> li
     other = or_(memories.c.embedding.is_(None), memories.c.embedding_model.is_distinct_from(model))
     query = select(memories).where(owned(memories, scope), other).order_by(memories.c.number.desc())
     return [_stored(row) for row in c.execute(query.limit(page_size(limit))).mappings()]
-
-
-def embedded_memories(c: Connection, scope: Scope, model: str, limit: int) -> list[tuple[StoredMemory, bytes]]:
-    """Memories with their embeddings of that model, newest first."""
-    of_model = (memories.c.embedding.is_not(None), memories.c.embedding_model == model)
-    query = select(memories).where(owned(memories, scope), *of_model).order_by(memories.c.number.desc())
-    rows = c.execute(query.limit(page_size(limit))).mappings()
-    return [(_stored(row), bytes(row["embedding"])) for row in rows]
 
 
 def set_embedding(c: Connection, scope: Scope, memory_id: str, embedding: bytes, model: str) -> bool:

@@ -34,17 +34,12 @@ _ONE_TERM = {
             ORDER BY m.number + 0 DESC LIMIT :most
         )""",
 }
-_MINE = """m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id
-            AND (m.session_id IS NULL OR m.session_id <> :without_session)"""
-_MINE_OF_ALL_SESSIONS = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
+_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
 
 
-def select_candidates(
-    c: Connection, scope: Scope, terms: Sequence[str], without_session: str | None
-) -> list[tuple[int, str]]:
+def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list[tuple[int, str]]:
     """Numbers and terms of memories with at least one of the terms."""
     owner = owner_term(scope)
-    mine = _MINE_OF_ALL_SESSIONS if without_session is None else _MINE
     # Terms have letters, digits and marks only (search_terms), so that these quotes cannot be left.
     form = "'={}' & '{}'" if c.dialect.name == "postgresql" else 'owner : "{}" AND terms : "{}"'
     values: dict[str, str | int] = {
@@ -53,11 +48,9 @@ def select_candidates(
         "agent_id": storable(scope.agent_id),
         "most": max(_LEAST_A_TERM, MAX_CANDIDATES // len(terms)),
     }
-    if without_session is not None:
-        values["without_session"] = storable(without_session)
     values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
     one_term = _ONE_TERM[c.dialect.name]
-    numbers = " UNION ".join(one_term.format(at=at, mine=mine) for at in range(len(terms)))
+    numbers = " UNION ".join(one_term.format(at=at, mine=_MINE) for at in range(len(terms)))
     statement = f"SELECT number, terms FROM memories WHERE number IN ({numbers})"
     return [(row.number, row.terms) for row in c.execute(text(statement), values)]
 

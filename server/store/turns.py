@@ -6,36 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Connection, RowMapping, cast, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, RowMapping, and_, cast, func, select, update
 
 from engine.memory import TurnRecord
 from engine.provider import Message
 
-from .history import (
-    count_messages,
-    count_sessions,
-    delete_session,
-    history,
-    list_messages,
-    list_sessions,
-)
 from .memories import add_memory
 from .rows import Scope, StoredRun
+from .run_texts import kept_response
 from .schema import add_row, insert_into, messages, owner_values, runs, sessions
-
-__all__ = [
-    "begin_turn",
-    "count_messages",
-    "count_sessions",
-    "delete_session",
-    "find_run",
-    "history",
-    "interrupt_runs",
-    "list_messages",
-    "list_sessions",
-    "save_turn",
-    "tokens_used_since",
-]
 
 
 def begin_turn(
@@ -61,8 +40,9 @@ def begin_turn(
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     """Keep what the run left behind and how it ended; False, and nothing is changed, if it had ended or is unknown.
 
-    If the session was deleted meanwhile, only the run's row is kept.
+    If the session was deleted meanwhile, only the run's row is kept, without its answer.
     """
+    place = _place_of_turn(c, turn.run_id)
     ended = (
         update(runs)
         .where(runs.c.run_id == turn.run_id, runs.c.status == "running")
@@ -71,7 +51,7 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
             ended_at=now,
             error_code=turn.error_code,
             reason=turn.reason,
-            response=turn.response,
+            response=kept_response(turn.response),
             total_steps=turn.total_steps,
             elapsed_ms=turn.elapsed_ms,
             ttfb_ms=turn.ttfb_ms,
@@ -81,7 +61,6 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     )
     if c.execute(ended).rowcount == 0:
         return False
-    place = _place_of_turn(c, turn.run_id)
     if place is None:
         return True
     rows = [{**place, **row} for row in _rows(turn, now)]
@@ -115,11 +94,16 @@ def tokens_used_since(c: Connection, key_id: str, since: str) -> int:
 
 
 def _place_of_turn(c: Connection, run_id: str) -> dict[str, Any] | None:
-    """Where the user's message is; held there until the transaction ends (PostgreSQL: SQLite has one writer)."""
-    columns = (messages.c.tenant_id, messages.c.user_id, messages.c.agent_id, messages.c.session_id)
-    of_user: ColumnElement[bool] = messages.c.role == "user"
-    query = select(*columns).where(messages.c.run_id == run_id, of_user).with_for_update(read=True)
-    row: RowMapping | None = c.execute(query).mappings().one_or_none()
+    """The session that the user's message is in, held until the transaction ends; None if it was deleted.
+
+    PostgreSQL locks the session first and the run after it, as those do that delete the session. SQLite has one writer.
+    """
+    names = ("tenant_id", "user_id", "agent_id", "session_id")
+    of_session: ColumnElement[bool] = and_(*(messages.c[name] == sessions.c[name] for name in names))
+    query = select(*(sessions.c[name] for name in names)).join(messages, of_session)
+    of_run = (messages.c.run_id == run_id, messages.c.role == "user")
+    held = query.where(*of_run).with_for_update(key_share=True, of=sessions)
+    row: RowMapping | None = c.execute(held).mappings().one_or_none()
     return None if row is None else dict(row)
 
 

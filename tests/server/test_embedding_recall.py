@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import Connection, select
 from trio.testing import MockClock
 
 from engine import Message, ProviderError
@@ -18,7 +19,7 @@ from server.embedding_backlog import MAX_WAITING, EmbeddingBacklog
 from server.embedding_recall import BREAKER_LIMITS, EMBED_SECONDS, EmbeddingRecall, fused, load_numpy
 from server.memory import StoredMemory
 from server.records import MemorySettings
-from server.store import memories, rows
+from server.store import memories, rows, schema
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from server.store.rows import Scope
@@ -52,8 +53,13 @@ class Meaning:
 
     async def embedded(self, scope: Scope = ANN) -> dict[str, bytes]:
         """The vectors by text."""
-        found = await self.scene.database.read(memories.embedded_memories, scope, self.embedder.model, 100)
-        return {memory.text: vector for memory, vector in found}
+        return await self.scene.database.read(_embedded, scope, self.embedder.model)
+
+
+def _embedded(c: Connection, scope: Scope, model: str) -> dict[str, bytes]:
+    table = schema.memories
+    found = select(table.c.text, table.c.embedding).where(schema.owned(table, scope), table.c.embedding_model == model)
+    return {text: bytes(vector) for text, vector in c.execute(found)}
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from engine.provider import ToolCall
 from server.memory import MAX_FACT_CHARS, MAX_RECALLED_CHARS, StoredMemory
 from server.pending import PENDING_SECONDS
 from server.records import MemorySettings, WorkingMemorySettings
-from server.store import memories, turns
+from server.store import history, memories, turns
 from server.store.database import Database
 from server.store.rows import Scope
 from tests.server.memory_scene import ANN, Scene, inline_scene, turn
@@ -79,7 +79,7 @@ class TestHistory:
         await memory.begin_turn("r", Message("user", "Tell me"))
         await memory.save_turn(turn("r", "Once upon", status="stop", reason="requested"))
         assert [message.content for message in await scene.memory().history(10)] == ["Tell me", "Once upon"]
-        stored = await scene.database.read(turns.list_messages, ANN, "s", 10, 0)
+        stored = await scene.database.read(history.list_messages, ANN, "s", 10, 0)
         assert [(message.content, message.partial) for message in stored] == [("Tell me", False), ("Once upon", True)]
 
     @pytest.mark.parametrize("scope", [BOB, NAMESAKE, OTHER_AGENT])

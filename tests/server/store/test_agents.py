@@ -7,8 +7,9 @@ import pytest
 from server.records import WorkingMemorySettings
 from server.store.agents import count_agents, create_agent, delete_agent, find_agent, list_agents, replace_agent
 from server.store.database import AlreadyThereError, Database
+from server.store.history import count_messages, count_sessions
 from server.store.memories import count_memories
-from server.store.turns import begin_turn, count_messages, count_sessions, find_run, save_turn
+from server.store.turns import begin_turn, find_run, save_turn
 from server.store.working_memories import read_document, write_document
 
 from .scene import FOREIGN_SCOPES, SCOPE, answer, at, have_turn, record, said, turn
@@ -101,7 +102,9 @@ async def test_deleting_an_agent_deletes_what_its_users_told_it_and_nothing_else
         )
         left.append(counts)
     assert left == [(0, 0, 0, False), (2, 1, 1, True), (0, 0, 0, False), (2, 1, 1, True)]
-    assert await database.read(find_run, "run-0") is not None
+    runs = [await database.read(find_run, f"run-{number}") for number in range(4)]
+    assert [run and run.response for run in runs] == [None, "ok", None, "ok"]
+    assert all(run is not None and run.status == "done" and run.total_steps == 1 for run in runs)
     assert await database.read(find_agent, "tenant", "agent") is None
     assert await database.read(find_agent, "other", "agent") is not None
     assert not await database.write(delete_agent, "tenant", "agent")
@@ -115,4 +118,4 @@ async def test_a_run_under_way_when_its_agent_is_deleted_ends_without_messages(d
     assert await database.read(count_messages, SCOPE, None) == 0
     run = await database.read(find_run, "run")
     assert run is not None
-    assert run.status == "done"
+    assert (run.status, run.response) == ("done", None)

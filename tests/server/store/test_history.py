@@ -6,7 +6,8 @@ import pytest
 
 from engine.provider import Message
 from server.store.database import Database
-from server.store.turns import begin_turn, history, interrupt_runs, save_turn
+from server.store.history import history
+from server.store.turns import begin_turn, interrupt_runs, save_turn
 
 from .scene import SCOPE, answer, at, called, gave, have_turn, said, turn
 

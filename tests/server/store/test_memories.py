@@ -11,7 +11,6 @@ from server.store.memories import (
     clear_memories,
     count_memories,
     delete_memory,
-    embedded_memories,
     find_memory,
     list_memories,
     memories_to_embed,
@@ -20,6 +19,7 @@ from server.store.memories import (
     update_memory,
 )
 from server.store.rows import Scope
+from server.store.vectors import read_vectors
 
 from .scene import FOREIGN_SCOPES, SCOPE, at, have_turn
 
@@ -77,7 +77,7 @@ async def test_a_changed_memory_is_found_by_its_new_words_only(database: Databas
     assert (changed.text, changed.metadata, changed.created_at, changed.updated_at) == ("a cat", {"n": 1}, at(1), at(2))
     assert await database.read(search_memories, SCOPE, "dog", 5) == []
     assert [memory.id for memory in await database.read(search_memories, SCOPE, "cat", 5)] == ["id"]
-    assert await database.read(embedded_memories, SCOPE, "m", 5) == []
+    assert await database.read(read_vectors, SCOPE, "m", 2, 5) == []
     again = await database.write(update_memory, SCOPE, "id", "a cat", {}, at(3))
     assert again is not None
     assert again.metadata == {}
@@ -105,8 +105,7 @@ async def test_embeddings_are_of_one_model(database: Database) -> None:
     assert not await database.write(set_embedding, SCOPE, "unknown", b"\2\3", "m2")
     assert [memory.id for memory in await database.read(memories_to_embed, SCOPE, "m1", 5)] == ["c", "b"]
     assert [memory.id for memory in await database.read(memories_to_embed, SCOPE, "m1", 1)] == ["c"]
-    embedded = await database.read(embedded_memories, SCOPE, "m1", 5)
-    assert [(memory.id, vector) for memory, vector in embedded] == [("a", b"\0\1")]
+    assert await database.read(read_vectors, SCOPE, "m1", 2, 5) == [("a", b"\0\1")]
 
 
 async def test_nothing_of_another_scope_is_seen_or_touched(database: Database) -> None:

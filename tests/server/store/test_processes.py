@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import text
 
 from server.store.database import Database
-from server.store.turns import count_messages
+from server.store.history import count_messages
 
 from .writer import SCOPE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +15,7 @@ from server.store.rows import Scope
 from server.store.search import MAX_CANDIDATES
 from tests.harness.postgres import Cluster
 
-from .scene import FOREIGN_SCOPES, SCOPE, at, have_turn
+from .scene import FOREIGN_SCOPES, SCOPE, at
 
 TEXTS = {
     "rex": "My dog is called Rex and he is three years old.",
@@ -106,17 +105,6 @@ async def test_a_search_stays_in_its_scope(database: Database) -> None:
     assert await found(database, "dog tea 猫") == []
     await database.write(add_texts, SCOPE, {"mine": "dog"})
     assert await found(database, "dog tea 猫") == ["mine"]
-
-
-async def test_a_search_can_leave_a_session_out(database: Database) -> None:
-    await have_turn(database, "here", "my dog Rex")
-    await have_turn(database, "there", "your dog Rex", session_id="second")
-    await database.write(add_texts, SCOPE, {"fact": "a dog"})
-    every = ["fact", "there", "here"]
-    for without, expected in ((None, every), ("session", ["fact", "there"]), ("unknown", every)):
-        search = partial(search_memories, without_session=without)
-        memories = await database.read(search, SCOPE, "dog", 5)
-        assert [memory.id for memory in memories] == expected
 
 
 async def test_the_best_come_first_and_scores_fall(database: Database) -> None:

@@ -7,20 +7,10 @@ import pytest
 from engine.events import Usage
 from engine.provider import Message
 from server.store.database import Database
+from server.store.history import count_messages, count_sessions, delete_session, history, list_messages, list_sessions
 from server.store.memories import list_memories
-from server.store.turns import (
-    begin_turn,
-    count_messages,
-    count_sessions,
-    delete_session,
-    find_run,
-    history,
-    interrupt_runs,
-    list_messages,
-    list_sessions,
-    save_turn,
-    tokens_used_since,
-)
+from server.store.run_texts import drop_response
+from server.store.turns import begin_turn, find_run, interrupt_runs, save_turn, tokens_used_since
 
 from .scene import FOREIGN_SCOPES, SCOPE, answer, at, called, gave, have_turn, said, turn
 
@@ -216,3 +206,37 @@ async def test_nothing_of_another_scope_is_seen_or_deleted(database: Database) -
     for scope in FOREIGN_SCOPES:
         assert await database.read(count_messages, scope, "session") == 2
         assert [memory.text for memory in await database.read(list_memories, scope, None, 5, 0)] == ["mine"]
+
+
+async def test_a_deleted_session_leaves_no_answer_behind(database: Database) -> None:
+    for number, scope in enumerate((SCOPE, *FOREIGN_SCOPES)):
+        await have_turn(database, f"run-{number}", "hello", [answer("hi")], scope=scope)
+    await have_turn(database, "elsewhere", "hello", [answer("hi")], session_id="another")
+    await database.write(begin_turn, SCOPE, "session", "under way", "key", said("hello"), at(2))
+    assert await database.write(delete_session, SCOPE, "session")
+    assert await database.write(save_turn, turn("under way", answer("too late")), at(3))
+    run_ids = ("run-0", "under way", "run-1", "run-2", "run-3", "elsewhere")
+    runs = [await database.read(find_run, run_id) for run_id in run_ids]
+    assert [run and run.response for run in runs] == [None, None, "hi", "hi", "hi", "hi"]
+    assert await database.read(tokens_used_since, "key", at(3)) == 15
+
+
+async def test_a_session_that_is_made_again_has_nothing_of_a_run_from_before(database: Database) -> None:
+    await database.write(begin_turn, SCOPE, "session", "old", None, said("hello"), at(1))
+    await database.write(delete_session, SCOPE, "session")
+    await database.write(begin_turn, SCOPE, "session", "new", None, said("again"), at(2))
+    assert await database.write(save_turn, turn("old", answer("too late")), at(3))
+    assert [message.content for message in await database.read(list_messages, SCOPE, None, 10, 0)] == ["again"]
+
+
+async def test_an_answer_is_dropped_before_and_after_its_run_ends(database: Database) -> None:
+    await have_turn(database, "ended", "hello", [answer("hi")])
+    await database.write(begin_turn, SCOPE, "session", "under way", None, said("hello"), at(2))
+    for run_id in ("ended", "under way", "unknown"):
+        await database.write(drop_response, run_id)
+    assert await database.write(save_turn, turn("under way", answer("hi")), at(3))
+    for run_id in ("ended", "under way"):
+        run = await database.read(find_run, run_id)
+        assert run is not None
+        assert (run.status, run.response, run.output_tokens) == ("done", None, 5)
+    assert await database.read(count_messages, SCOPE, "session") == 4, "what was said stays in the session"
