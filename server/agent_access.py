@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import structlog
 
 from engine import BasicAgent
 from engine.memory import Owner
 
+from .agent_views import may_see_whole
 from .auth import resolve_user
 from .availability import or_unavailable
 from .directory import ListedAgent, may_change
@@ -17,6 +19,8 @@ from .factory import AgentConfigError
 from .records import AgentRecord
 from .routing import Call
 from .store.rows import Scope, StoredAgent
+
+_logger = structlog.get_logger("lumos")
 
 
 async def find_listed(call: Call[Any, Any]) -> ListedAgent:
@@ -55,17 +59,28 @@ async def find_chat_agent(call: Call[Any, Any], user_id: str) -> BasicAgent:
         ApiError: 404, there is none that the caller may use; 422, it cannot be made any more; 503, the store does not
             answer.
     """
-    services, tenant_id = call.services, call.caller.tenant_id
+    services, tenant_id, caller = call.services, call.caller.tenant_id, call.caller
     made = services.agents.get(call.ids["agent_id"])
     if made is not None:
         return msgspec.structs.replace(made, owner=Owner(tenant_id=tenant_id, user_id=user_id))
     agent = await find_listed(call)
     if services.factory is None:
         raise not_found("agent", call.ids["agent_id"])
+    if isinstance(agent, StoredAgent) and services.tool_policy.refused(caller, agent.record.tools):
+        raise _unusable(call, agent, "it names tools that the operator does not allow (any more)")
     try:
-        return services.factory.create_chat_agent(agent, user_id, tenant_id, key_id=call.caller.key_id)
+        return services.factory.create_chat_agent(agent, user_id, tenant_id, key_id=caller.key_id)
     except AgentConfigError as error:  # its record was fine once: a key or a tool is gone since
-        raise ApiError(422, "AGENT_UNUSABLE", str(error)) from error
+        raise _unusable(call, agent, str(error)) from error
+
+
+def _unusable(call: Call[Any, Any], agent: ListedAgent, reason: str) -> ApiError:
+    """Why is for who could change it: it names variables, hosts and tools."""
+    agent_id = record_of(agent).id
+    _logger.warning("agent.unusable", agent_id=agent_id, tenant_id=call.caller.tenant_id, reason=reason)
+    told = call.caller.admin and may_see_whole(call.caller, agent)
+    message = reason if told else f"agent {agent_id!r} cannot be used at present: whoever runs it has to see to it"
+    return ApiError(422, "AGENT_UNUSABLE", message)
 
 
 def record_of(agent: ListedAgent) -> AgentRecord:

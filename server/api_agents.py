@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 from msgspec import Meta
 from sqlalchemy import Connection
 
 from .agent_access import find_changeable, find_listed
+from .agent_views import AgentSummary, AgentView, agent_view, fields_of
 from .availability import or_unavailable
 from .directory import ListedAgent
 from .errors import ApiError, not_found
@@ -21,11 +22,12 @@ from .routing import API, Call, Reply, Route
 from .store import agents as agent_rows
 from .store.errors import AlreadyThereError
 from .store.rows import StoredAgent
-from .tool_registry import UnknownToolError
-
-BelongsTo: TypeAlias = Literal["server", "tenant", "user"]
+from .tool_policy import check_tools
 
 EXAMPLE = {"id": "my-agent", "llm_config": {"provider": "replay", "model": "gpt4o-short"}, "tools": ["calculator"]}
+
+MAX_DEADLINE = 3600.0
+"""Seconds that an agent may wait for anything, or run; those of the operator's own are as he wants them."""
 
 _ETAG = re.compile(r'"(\d{1,18})"')
 
@@ -50,25 +52,7 @@ class AgentBody(AgentRecord, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         if self.id not in ("", agent_id):
             raise ApiError(422, "VALIDATION_ERROR", "the id is not that of the path", {"field": "id"})
-        return AgentRecord(**_fields(self) | {"id": agent_id})
-
-
-class AgentView(AgentRecord, frozen=True, kw_only=True):
-    """An agent: its record, and whose it is.
-
-    Attributes:
-        belongs_to: ``server`` is the operator's, for everybody and never changed here; ``tenant`` is for all of the
-            tenant's users, and its admins change it; ``user`` is one user's.
-        user_id: that user.
-        revision: counts the changes, from 1; the number in the ``ETag``. Null for one of the server's.
-        created_at, updated_at: UTC, ISO 8601.
-    """
-
-    belongs_to: BelongsTo
-    user_id: str | None = None
-    revision: int | None = None
-    created_at: str | None = None
-    updated_at: str | None = None
+        return AgentRecord(**fields_of(self) | {"id": agent_id})
 
 
 class _ChangedError(Exception):
@@ -89,22 +73,22 @@ async def create_agent(call: Call[AgentBody, None]) -> Reply:
         )
     except AlreadyThereError as error:
         raise ApiError(409, "CONFLICT", str(error), {"field": "id"}) from error
-    return Reply(agent_view(stored), {"Location": f"{API}/agents/{record.id}", **_etag(stored)})
+    return Reply(_shown(call, stored), {"Location": f"{API}/agents/{record.id}", **_etag(stored)})
 
 
-async def list_agents(call: Call[None, PageQuery]) -> Page[AgentView]:
+async def list_agents(call: Call[None, PageQuery]) -> Page[AgentView | AgentSummary]:
     """The agents that the caller may use."""
     query, directory = call.query, call.services.directory
     if directory is None:
         return Page(items=[], total=0, limit=query.limit, offset=query.offset)
     found, total = await or_unavailable(directory.list, call.caller, query.limit, query.offset)
-    return Page(items=[agent_view(agent) for agent in found], total=total, limit=query.limit, offset=query.offset)
+    return Page(items=[_shown(call, agent) for agent in found], total=total, limit=query.limit, offset=query.offset)
 
 
 async def get_agent(call: Call[None, None]) -> Reply:
     """One agent."""
     agent = await find_listed(call)
-    return Reply(agent_view(agent), _etag(agent))
+    return Reply(_shown(call, agent), _etag(agent))
 
 
 async def replace_agent(call: Call[AgentBody, None]) -> Reply:
@@ -120,7 +104,7 @@ async def replace_agent(call: Call[AgentBody, None]) -> Reply:
         raise _changed() from error
     if stored is None:
         raise not_found("agent", record.id)
-    return Reply(agent_view(stored), _etag(stored))
+    return Reply(_shown(call, stored), _etag(stored))
 
 
 async def delete_agent(call: Call[None, None]) -> None:
@@ -135,35 +119,32 @@ async def delete_agent(call: Call[None, None]) -> None:
         raise not_found("agent", agent_id)
 
 
-def agent_view(agent: ListedAgent) -> AgentView:
-    """The agent as clients see it. Records name the variables that hold keys, never a key."""
-    if isinstance(agent, AgentRecord):
-        return AgentView(**_fields(agent), belongs_to="server")
-    return AgentView(
-        **_fields(agent.record),
-        belongs_to="tenant" if agent.user_id is None else "user",
-        user_id=agent.user_id,
-        revision=agent.revision,
-        created_at=agent.created_at,
-        updated_at=agent.updated_at,
-    )
-
-
-def _fields(record: AgentRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in AgentRecord.__struct_fields__}
+def _shown(call: Call[Any, Any], agent: ListedAgent) -> AgentView | AgentSummary:
+    return agent_view(agent, call.caller, call.services.tool_policy.refused)
 
 
 def _check(call: Call[Any, Any], record: AgentRecord) -> None:
     """Refuse a record that would send secrets where the caller may not, or of which no agent can be made."""
     services = call.services
+    check_tools(record, call.caller, services.tool_policy)
     check_record(record, call.caller, services.policy, services.environment)
+    if not call.caller.operator:
+        _check_deadlines(record)
     if services.factory is None:
         return
     try:
         services.factory.check(record)
     except AgentConfigError as error:
-        field = "tools" if isinstance(error.__cause__, UnknownToolError) else "llm_config"
-        raise ApiError(422, "VALIDATION_ERROR", str(error), {"field": field}) from error
+        raise ApiError(422, "VALIDATION_ERROR", str(error), {"field": error.field}) from error
+
+
+def _check_deadlines(record: AgentRecord) -> None:
+    """A run of a tenant's holds its place for this long at most."""
+    for name in record.deadlines.__struct_fields__:
+        if getattr(record.deadlines, name) > MAX_DEADLINE:
+            field = f"deadlines.{name}"
+            details = {"field": field, "allowed": MAX_DEADLINE}
+            raise ApiError(422, "VALIDATION_ERROR", f"{field} is over {MAX_DEADLINE:g} s", details)
 
 
 def _replace(
@@ -223,15 +204,15 @@ ROUTES = (
         summary="The agents that you may use: the server's, the tenant's, yours",
         tag="Agents",
         query=PageQuery,
-        answer=Page[AgentView],
+        answer=Page[AgentView | AgentSummary],
     ),
     Route(
         method="GET",
         path=_ONE,
         handler=get_agent,
-        summary="One agent",
+        summary="One agent: whole if you may change it, else a summary",
         tag="Agents",
-        answer=AgentView,
+        answer=AgentView | AgentSummary,
         answer_headers=_ETAG_HEADER,
     ),
     Route(

@@ -59,11 +59,13 @@ def _limits(limits: KeyLimits) -> LimitsView:
 
 
 async def list_tools(call: Call[None, None]) -> list[ToolView]:
-    """What agents' records may name."""
-    tools = call.services.tools
-    if tools is None:
-        return []
-    return [ToolView(name=name, description=tools.find([name])[0].spec.description) for name in tools.names()]
+    """What records of the caller's may name, of what can be used now."""
+    services = call.services
+    usable = {} if services.tools is None else services.tools.usable()
+    refused = set(services.tool_policy.refused(call.caller, usable))
+    return [
+        ToolView(name=name, description=tool.spec.description) for name, tool in usable.items() if name not in refused
+    ]
 
 
 ROUTES = (
@@ -79,7 +81,7 @@ ROUTES = (
         method="GET",
         path=f"{API}/tools",
         handler=list_tools,
-        summary="The tools that an agent may name",
+        summary="The tools that your agents may name",
         tag="You",
         answer=list[ToolView],
     ),

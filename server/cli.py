@@ -79,6 +79,7 @@ def main() -> None:
 @option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")
 @option("--allow-provider-host", multiple=True, help="Host that tenants' admins may set as base_url. May be repeated.")
 @option("--allow-key-variable", multiple=True, help="Variable that they may name for a key. May be repeated.")
+@option("--allow-tool", multiple=True, help="Tool, or files.*, that API agents may name with keys. May be repeated.")
 @option("--otel", is_flag=True, help="Send traces of runs by OTLP, where the OTEL_ variables say.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
@@ -96,6 +97,7 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
         cors_origins=options["cors_origin"],
         allowed_provider_hosts=options["allow_provider_host"],
         allowed_key_variables=options["allow_key_variable"],
+        allowed_tools=options["allow_tool"],
         otel=options["otel"],
     )
     try:

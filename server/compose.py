@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from .sockets import SocketListener, listen_tcp
 from .store.database import Database
 from .store.keys import any_keys
 from .store.turns import interrupt_runs
+from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 
 _logger = structlog.get_logger("lumos")
@@ -58,6 +59,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         drain: how long running streams may go on after SIGTERM.
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
+        allowed_tools: what agents made through the API may name beside the built-in tools, once there are keys.
         traces: how many runs' traces are kept in memory.
         otel: whether they are sent out by OTLP too.
     """
@@ -71,6 +73,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     allowed_provider_hosts: tuple[str, ...] = ()
     allowed_key_variables: tuple[str, ...] = ()
+    allowed_tools: tuple[str, ...] = ()
     traces: int = 200
     otel: bool = False
     limits: ServingLimits = ServingLimits()
@@ -92,7 +95,7 @@ async def run_server(settings: ServerSettings) -> None:
         DatabaseError: the database cannot be opened.
         NetworkConfigError: the environment names no usable proxy or certificates.
         OSError: the address cannot be bound.
-        SettingsError: what should be an origin, a host or a variable is none.
+        SettingsError: what should be an origin, a host, a variable or a tool is none.
     """
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
     with (
@@ -103,43 +106,71 @@ async def run_server(settings: ServerSettings) -> None:
     ):
         keyed = await database.read(any_keys)
         check_binding(settings.host, keyed)
-        cors, policy = _allowed(settings, keyed)
         async with open_client(environment=os.environ) as client:
             servers = McpServers(declared.mcp_server, os.environ)
-            tools = ToolRegistry(servers.by_name)
-            for plugin, reason in tools.plugin_errors().items():
-                _logger.warning("tools.not_loaded", entry_point=plugin, reason=reason)
             traces = InMemoryTraces(settings.traces)
             collector = EachOf(traces, exported) if exported else traces
+            tools = _tools(servers)
             factory = AgentFactory(database, os.environ, client, tools, traces=collector)
-            _check_agents(declared.agent, factory)
-            listeners = listen_tcp(settings.host, settings.port)
-            for listener in listeners:  # the name may have had another address when it was checked
-                check_binding(listener.address[0], keyed)
+            make_services = _services(settings, declared, database, factory, tools, traces, keyed=keyed)
+            listeners = _listen(settings, keyed)
             async with trio.open_nursery() as background, trio.open_nursery() as runs:
                 await background.start(servers.run)
                 if factory.memories is not None:
                     background.start_soon(factory.memories.backlog.work)
-                gatekeeper = Gatekeeper(database, keyed=keyed)
-                services = Services(
-                    agents={},
-                    supervisor=RunSupervisor(runs, RunLogger()),
-                    resume_grace=settings.resume_grace,
-                    directory=AgentDirectory(declared.agent, database),
-                    factory=factory,
-                    database=database,
-                    gatekeeper=gatekeeper,
-                    guard=RequestGuard(gatekeeper.is_keyed, cors),
-                    traces=traces,
-                    tools=tools,
-                    policy=policy,
-                    environment=os.environ,
-                )
-                await _serve_until_signal(services, listeners, settings)
+                await _serve_until_signal(make_services(RunSupervisor(runs, RunLogger())), listeners, settings)
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))
-                runs.cancel_scope.cancel(reason="the server has ended")
-                background.cancel_scope.cancel(reason="the server has ended")
+                background.cancel_scope.cancel(reason="the server has ended")  # and the runs with it
     _logger.info("server.ended")
+
+
+def _services(
+    settings: ServerSettings,
+    declared: AgentsFile,
+    database: Database,
+    factory: AgentFactory,
+    tools: ToolRegistry,
+    traces: InMemoryTraces,
+    *,
+    keyed: bool,
+) -> Callable[[RunSupervisor], Services]:
+    """What the routes work on, but for the runs' supervisor: what of it cannot be had is known before a run can be."""
+    cors, policy, tool_policy = _allowed(settings, keyed)
+    _check_agents(declared.agent, factory)
+    gatekeeper = Gatekeeper(database, keyed=keyed)
+
+    def make(supervisor: RunSupervisor) -> Services:
+        return Services(
+            agents={},
+            supervisor=supervisor,
+            resume_grace=settings.resume_grace,
+            directory=AgentDirectory(declared.agent, database),
+            factory=factory,
+            database=database,
+            gatekeeper=gatekeeper,
+            guard=RequestGuard(gatekeeper.is_keyed, cors),
+            traces=traces,
+            tools=tools,
+            policy=policy,
+            tool_policy=tool_policy,
+            environment=os.environ,
+        )
+
+    return make
+
+
+def _tools(servers: McpServers) -> ToolRegistry:
+    tools = ToolRegistry(servers.by_name)
+    for plugin, reason in tools.plugin_errors().items():
+        _logger.warning("tools.not_loaded", entry_point=plugin, reason=reason)
+    return tools
+
+
+def _listen(settings: ServerSettings, keyed: bool) -> list[SocketListener]:
+    listeners = listen_tcp(settings.host, settings.port)
+    for listener in listeners:  # the name may have had another address when it was checked
+        check_binding(listener.address[0], keyed)
+    return listeners
 
 
 def _end_runs_of_the_dead(c: Connection) -> None:
@@ -149,10 +180,10 @@ def _end_runs_of_the_dead(c: Connection) -> None:
         _logger.warning("runs.interrupted", runs=interrupted)
 
 
-def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy]:
+def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy, ToolPolicy]:
     try:
         policy = ProviderPolicy.allowing(settings.allowed_provider_hosts, settings.allowed_key_variables)
-        return Cors(settings.cors_origins, keyed=keyed), policy
+        return Cors(settings.cors_origins, keyed=keyed), policy, ToolPolicy.allowing(settings.allowed_tools)
     except ValueError as error:
         raise SettingsError(str(error)) from error
 

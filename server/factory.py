@@ -38,7 +38,15 @@ _Key: TypeAlias = tuple[str | None, str]
 
 
 class AgentConfigError(ValueError):
-    """An agent cannot be built from its record; the text names the agent and what to change, and holds no key."""
+    """An agent cannot be built from its record; the text names the agent and what to change, and holds no key.
+
+    Attributes:
+        field: of the record, which is at fault.
+    """
+
+    def __init__(self, text: str, field: str) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class _Built(msgspec.Struct, frozen=True):
@@ -143,12 +151,14 @@ class AgentFactory:
         """A source's tools come and go (``files.*``), so they are looked up each time."""
         if not any("." in name for name in built.record.tools):
             return built.agent
-        with _faults_of(built.record):
+        with _faults_of(built.record, "tools"):
             return msgspec.structs.replace(built.agent, tool_use=self._tool_use(built.record))
 
     def _build(self, record: AgentRecord) -> _Built:
-        with _faults_of(record):
-            return _Built(record, self._build_agent(record), self._meaning_of(record))
+        with _faults_of(record, "llm_config"):
+            agent = self._build_agent(record)
+        with _faults_of(record, "memory.embeddings"):
+            return _Built(record, agent, self._meaning_of(record))
 
     def _build_agent(self, record: AgentRecord) -> BasicAgent:
         return BasicAgent(
@@ -169,9 +179,9 @@ class AgentFactory:
         names = list(record.tools)
         useless = sorted(MEMORY_TOOLS.intersection(names))
         if useless and not record.memory.enabled:
-            raise AgentConfigError(f"its memory is not enabled, so it has no use for {', '.join(useless)}")
+            raise AgentConfigError(f"its memory is not enabled, so it has no use for {', '.join(useless)}", "tools")
         if WORKING_MEMORY_TOOL in names and record.working_memory is None:
-            raise AgentConfigError(f"{WORKING_MEMORY_TOOL} is of no use without a working_memory")
+            raise AgentConfigError(f"{WORKING_MEMORY_TOOL} is of no use without a working_memory", "tools")
         if record.working_memory is not None and WORKING_MEMORY_TOOL not in names and self.memories is not None:
             names.append(WORKING_MEMORY_TOOL)
         tools = tuple(self._tools.find(names))
@@ -228,9 +238,13 @@ def _record_of(agent: AgentRecord | StoredAgent) -> tuple[AgentRecord, str | Non
 
 
 @contextmanager
-def _faults_of(record: AgentRecord) -> Iterator[None]:
-    """What cannot be had for the record, with the agent's name."""
+def _faults_of(record: AgentRecord, field: str) -> Iterator[None]:
+    """What cannot be had for the record, with the agent's name; ``field`` is where, unless the error says better."""
     try:
         yield
-    except (ProviderConfigError, UnknownToolError, ToolNameError, AgentConfigError) as error:
-        raise AgentConfigError(f"agent {record.id!r}: {error}") from error
+    except AgentConfigError as error:
+        raise AgentConfigError(f"agent {record.id!r}: {error}", error.field) from error
+    except (UnknownToolError, ToolNameError) as error:
+        raise AgentConfigError(f"agent {record.id!r}: {error}", "tools") from error
+    except ProviderConfigError as error:
+        raise AgentConfigError(f"agent {record.id!r}: {error}", field) from error

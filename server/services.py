@@ -14,13 +14,14 @@ from engine.run import utc_now
 from engine.trace import InMemoryTraces
 
 from .auth import Gatekeeper
-from .availability import or_unavailable
+from .availability import StoreProbe, or_unavailable
 from .directory import AgentDirectory
 from .errors import ApiError
 from .factory import AgentFactory
 from .guard import RequestGuard
 from .provider_policy import ProviderPolicy
 from .store.database import Database
+from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 
 T = TypeVar("T")
@@ -42,8 +43,10 @@ class Services:
         guard: refuses what a web page elsewhere may have sent; None refuses nothing.
         tools: what agents may name; None for a server that tells of none.
         policy, environment: where the agents that come through the API may send which secrets.
+        tool_policy: which tools they may name.
         traces: kept of runs; None for a server that keeps none.
         clock: the wall clock.
+        store_probe: says whether the database answers, for health checks.
     """
 
     agents: Mapping[str, BasicAgent]
@@ -56,9 +59,11 @@ class Services:
     guard: RequestGuard | None = None
     tools: ToolRegistry | None = None
     policy: ProviderPolicy = field(default_factory=ProviderPolicy)
+    tool_policy: ToolPolicy = field(default_factory=ToolPolicy)
     environment: Mapping[str, str] = field(default_factory=dict)
     traces: InMemoryTraces | None = None
     clock: Callable[[], datetime] = utc_now
+    store_probe: StoreProbe = field(default_factory=StoreProbe)
 
     def now(self) -> str:
         """The time as the store keeps it."""

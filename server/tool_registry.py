@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
@@ -126,6 +127,14 @@ class ToolRegistry:
         """The names of all tools there are now, in order; loads the entry points."""
         own = {*self._built_in, *self._load().tools}
         return sorted(own) + sorted(f"{source}.{name}" for source in self._sources for name in self._tools_of(source))
+
+    def usable(self) -> dict[str, Tool]:
+        """All tools that can be had now, by name, in the order of ``names``; what ``find`` refuses is left out."""
+        found: dict[str, Tool] = {}
+        for name in self.names():
+            with suppress(ToolNameError, UnknownToolError):
+                found.update(self._find(name))
+        return found
 
     def plugin_errors(self) -> dict[str, str]:
         """Why which entry point could not be loaded."""

@@ -49,6 +49,7 @@ SETTINGS = ServerSettings(
     cors_origins=("https://a", "https://b"),
     allowed_provider_hosts=("h:1",),
     allowed_key_variables=("KEY",),
+    allowed_tools=("files.*", "weather"),
     otel=True,
 )
 
@@ -114,7 +115,8 @@ def test_serve_has_its_defaults(served: Served) -> None:
 def test_serve_takes_every_option(served: Served) -> None:
     lumos("serve", "--host", "::1", "--port", "0", "--agents", "a.toml", "--resume-grace", "0", "--drain", "1.5",
           "--database-url", "postgresql://here/db", "--cors-origin", "https://a", "--cors-origin", "https://b",
-          "--allow-provider-host", "h:1", "--allow-key-variable", "KEY", "--otel")  # fmt: skip
+          "--allow-provider-host", "h:1", "--allow-key-variable", "KEY", "--otel",
+          "--allow-tool", "files.*", "--allow-tool", "weather")  # fmt: skip
     assert served.settings == SETTINGS
 
 
@@ -130,6 +132,7 @@ def test_serve_takes_every_option_from_the_environment(served: Served) -> None:
         "LUMOS_CORS_ORIGIN": "https://a https://b",
         "LUMOS_ALLOW_PROVIDER_HOST": "h:1",
         "LUMOS_ALLOW_KEY_VARIABLE": "KEY",
+        "LUMOS_ALLOW_TOOL": "files.* weather",
         "LUMOS_OTEL": "1",
     }
     lumos("serve", env=variables)
