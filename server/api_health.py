@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import draining
+from .errors import RETRY_AFTER_SECONDS, ApiError, draining
 from .routing import Call, Route
 
 
@@ -29,9 +29,18 @@ async def live(_: Call[None, None]) -> Alive:
 
 
 async def ready(call: Call[None, None]) -> Ready:
-    """Whether the server takes new runs."""
+    """Whether the server takes new runs: it does not shut down, and its store answers."""
     if call.services.supervisor.draining:
         raise draining()
+    database = call.services.database
+    if database is not None and not await call.services.store_probe.answers(database):
+        raise ApiError(
+            503,
+            "SERVICE_UNAVAILABLE",
+            "the store does not answer",
+            {"not_ready": ["store"]},
+            {"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
     return Ready("ok", call.services.supervisor.active_runs)
 
 

@@ -12,11 +12,14 @@ from quart import Response
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from .refusals import RefusalLog
+
 RETRY_AFTER_SECONDS = 5
 
 _CODES = {413: "PAYLOAD_TOO_LARGE"}  # where ours is not Werkzeug's name for the status
 
 _logger = structlog.get_logger("lumos")
+_refusals = RefusalLog()
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -81,6 +84,7 @@ def install_error_handlers(app: QuartTrio) -> None:
 
 
 async def _answer_api_error(error: ApiError) -> Response:
+    _refusals.tell(error.status, error.code)
     refusal = Refusal(error.code, error.message, error.details, datetime.now(UTC).isoformat())
     return json_response(refusal, error.status, error.headers)
 

@@ -6,6 +6,8 @@ import datetime
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -41,9 +43,12 @@ def create(database_url: str, tenant: str, user: str, admin: bool, name: str, **
     from .principal import KeyLimits
 
     chosen = KeyLimits(**{limit: value for limit, value in limits.items() if value is not None})
+    file = _file(database_url)
+    where = None if file is None else f"the {'' if file.exists() else 'new '}database {file}"
     with _database(database_url) as database:
+        show = partial(show_new_key, where=where)
         try:
-            run(show_new_key, database, tenant, user, admin, name, chosen, _now())
+            run(show, database, tenant, user, admin, name, chosen, _now())
         except ValueError as error:
             give_up(str(error))
 
@@ -55,6 +60,7 @@ def list_keys(database_url: str, tenant: str | None) -> None:
     """List the keys; their secrets are nowhere."""
     from .keys import show_keys
 
+    _require_database(database_url)
     with _database(database_url) as database:
         run(show_keys, database, tenant)
 
@@ -66,6 +72,7 @@ def revoke(database_url: str, key_id: str) -> None:
     """Revoke the key KEY_ID: servers refuse it within 5 s."""
     from .keys import show_revoked
 
+    _require_database(database_url)
     with _database(database_url) as database:
         revoked = run(show_revoked, database, key_id, _now())
     sys.exit(0 if revoked else 1)
@@ -83,6 +90,27 @@ def _database(url: str) -> Iterator[Database]:
         give_up(str(error))
     with closing(database):
         yield database
+
+
+def _file(url: str) -> Path | None:
+    """The whole path of the database; None if it is no file of its own."""
+    from .store.connecting import is_in_memory, parse_url
+    from .store.errors import DatabaseError
+
+    try:
+        parsed = parse_url(url)
+    except DatabaseError as error:
+        give_up(str(error))
+    if parsed.get_backend_name() != "sqlite" or is_in_memory(parsed) or "uri" in parsed.query:
+        return None
+    return Path(str(parsed.database)).absolute()
+
+
+def _require_database(url: str) -> None:
+    """Opening would make one, and a mistyped path would look like a server without keys."""
+    file = _file(url)
+    if file is not None and not file.exists():
+        give_up(f"there is no database {file}: name the server's with --database-url or LUMOS_DATABASE_URL")
 
 
 def _now() -> str:

@@ -85,17 +85,28 @@ def make_key(tenant: str, user: str, admin: bool, name: str, limits: KeyLimits, 
 
 
 async def show_new_key(
-    database: Database, tenant: str, user: str, admin: bool, name: str, limits: KeyLimits, now: str
+    database: Database,
+    tenant: str,
+    user: str,
+    admin: bool,
+    name: str,
+    limits: KeyLimits,
+    now: str,
+    *,
+    where: str | None = None,
 ) -> None:
     """Make and keep a key. Standard output gets its text alone, for a shell to take; what is said about it goes beside.
+
+    ``where`` names the database to people; without it the database's own name does.
 
     Raises:
         ValueError: as ``make_key``.
     """
     key, text = make_key(tenant, user, admin, name, limits, now)
     first = await database.write(_keep, key)
+    where = where or database.name
     whose = f"tenant {tenant}, {'admin' if admin else 'user'} {user}"
-    click.echo(f"Key {key.key_id} ({whose}; {_limits_text(limits)}). This is its only showing:", err=True)
+    click.echo(f"Key {key.key_id} ({whose}; {_limits_text(limits)}) is in {where}. This is its only showing:", err=True)
     click.echo(text)
     if first:
         click.echo("It is the server's first: requests need a key from now on, in 5 s at the latest.", err=True)

@@ -91,7 +91,7 @@ class KeyLimiter:
         due = max(self._due.get(principal.key_id, now), now) + interval
         wait = due - now - max(WINDOW_SECONDS, interval)
         if wait > _ROUNDING:
-            raise _too_many(f"this key may make {limit:g} requests a minute", wait)
+            raise _too_many(f"this key may make {_counted(limit, 'request')} a minute", wait)
         self._due[principal.key_id] = due
 
     def run_slot(self, principal: Principal) -> RunSlot:
@@ -105,7 +105,7 @@ class KeyLimiter:
             limit = principal.limits.concurrent_runs
             running = self._runs.get(key_id, 0)
             if running >= limit:
-                raise _too_many(f"this key may have {limit:g} runs at once", RETRY_AFTER_SECONDS)
+                raise _too_many(f"this key may have {_counted(limit, 'run')} at once", RETRY_AFTER_SECONDS)
             self._runs[key_id] = running + 1
         return RunSlot(self, key_id)
 
@@ -130,7 +130,7 @@ class KeyLimiter:
         now = self._wall_clock()
         if self._day(principal.key_id, now).tokens >= limit:
             to_midnight = (_midnight(now) + timedelta(days=1) - now).total_seconds()
-            raise _too_many(f"this key has used up its {limit:.15g} tokens of today", to_midnight)
+            raise _too_many(f"this key has used up its {_counted(limit, 'token')} of today", to_midnight)
 
     def spend(self, key_id: str | None, usage: Usage | None) -> None:
         """Count what a run used, if the key's day is being counted; else the store will tell of it."""
@@ -161,6 +161,10 @@ class KeyLimiter:
         self._due = {key_id: due for key_id, due in self._due.items() if due > now}
         today = _midnight(self._wall_clock())
         self._days = {k: day for k, day in self._days.items() if day.start >= today or k in self._runs}
+
+
+def _counted(limit: float, what: str) -> str:
+    return f"{limit:.15g} {what}{'' if limit == 1 else 's'}"
 
 
 def _midnight(now: datetime) -> datetime:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
+import msgspec
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
@@ -153,6 +154,7 @@ class RunLogger:
             agent_id=run.spec.agent_id,
             provider=run.spec.provider.name,
             model=run.spec.request.model,
+            **_owner(run),
         )
 
     def run_first_token(self, run: Run) -> None:
@@ -169,6 +171,7 @@ class RunLogger:
             "elapsed_ms": _milliseconds(run.elapsed),
             "tokens": usage.output_tokens if usage else 0,
             "tokens_estimated": bool(usage and usage.estimated),
+            **_owner(run),
         }
         if usage and usage.provider:  # who of an agent's several providers answered
             facts |= {"provider": usage.provider, "model": usage.model}
@@ -181,6 +184,11 @@ class RunLogger:
     def run_crashed(self, run: Run, bug: BaseException) -> None:
         """Log a bug of ours with its traceback."""
         self._logger.error("run.crashed", run_id=run.id, exc_info=bug)
+
+
+def _owner(run: Run) -> dict[str, str]:
+    """Whose it is, as far as it is anybody's. The key's id comes from the request, see ``routing``."""
+    return {name: value for name, value in msgspec.structs.asdict(run.spec.owner).items() if value}
 
 
 def _reason(run: Run) -> str:

@@ -24,9 +24,9 @@ def is_name(text: str) -> bool:
 class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one API key may use; ``inf`` is without limit, and left out of JSON, which has no such number."""
 
-    requests_per_minute: float = inf
-    concurrent_runs: float = inf
-    tokens_per_day: float = inf
+    requests_per_minute: int | float = inf
+    concurrent_runs: int | float = inf
+    tokens_per_day: int | float = inf
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
