@@ -7,10 +7,11 @@ from typing import Protocol
 
 import msgspec
 
-from .emitter import Emitter, encodable
+from .emitter import Emitter
 from .errors import ErrorCode, OutputLimitError, ProviderError
 from .events import Event, MemoryUpdate, Metadata, StepComplete, ToolCallComplete, Usage
 from .guests import Guests
+from .memory_news import MemoryNews
 from .model_call import CallInProgress, ModelCall, UniqueIds
 from .prompt import read_context, with_context
 from .provider import Message, ModelRequest
@@ -58,6 +59,7 @@ class AgentLoop:
         self._spent: Usage | None = None
         self._tool_calls = 0
         self._call_ids = UniqueIds()
+        self._memory_news = MemoryNews(self._note_memory_update)
 
     @property
     def usage(self) -> Usage | None:
@@ -79,7 +81,8 @@ class AgentLoop:
     async def answer(self, guests: Guests, span: Span) -> ModelCall | None:
         """Go on until there is an answer: the model call that gave it. None if the run was ended meanwhile.
 
-        Steps and tool calls that run out give what answer there is, or end the run with ``max_steps``.
+        Steps and tool calls that run out give what answer there is, or end the run with ``max_steps``. A model that
+        was offered tools and neither calls any more nor has said anything has answered nothing: ``upstream.protocol``.
         """
         first = request = await self._first_request(guests, span)
         while True:
@@ -93,12 +96,22 @@ class AgentLoop:
             if not (call.calls and may_call) or call.finish_reason == "content_filter" or self._emitter.ended:
                 break
             request = msgspec.structs.replace(first, messages=(*first.messages, *self.turn))
-        ran_out = bool(request.tools) and not may_call and call.finish_reason != "content_filter"
-        if ran_out and not self._emitter.response.strip():
-            self._run.fail("max_steps", f"the model gave no answer within {self.steps} steps")
+        if request.tools and call.finish_reason != "content_filter" and not self._emitter.response.strip():
+            self._fail_without_answer(call, ran_out=not may_call)
         elif not call.calls:
             self._emit(StepComplete("Final", call.step_id))
         return None if self._emitter.ended else call
+
+    def _fail_without_answer(self, call: ModelCall, *, ran_out: bool) -> None:
+        use = self._spec.tool_use
+        if not ran_out:
+            reason = f" (finish reason: {call.finish_reason})" if call.finish_reason else ""
+            self._run.fail("upstream.protocol", f"the model gave an empty answer{reason}")
+        elif self.steps >= use.max_steps:
+            self._run.fail("max_steps", f"the model gave no answer within {use.max_steps} steps (max_steps)")
+        else:
+            limit = f"{use.max_tool_calls} tool calls (max_tool_calls)"
+            self._run.fail("max_steps", f"the model gave no answer after its {limit} were used up")
 
     def _keep(self, call: ModelCall, results: list[Message]) -> None:
         if call.calls or call.text:
@@ -200,13 +213,15 @@ class AgentLoop:
             agent_id=self._spec.agent_id,
             owner=self._spec.owner,
             memory=memory_use.memory if memory_use else None,
-            memory_updated=self._note_memory_update,
+            memory_updated=self._memory_news.pass_on,
         )
 
     def _note_memory_update(self, key: str, operation: MemoryOperation) -> None:
+        if self._emitter.ended:  # a tool that was given up on
+            return
         self._run.memory_updates += 1
         if self._spec.streaming.emit_memory_updates:
-            self._emit(MemoryUpdate(encodable(key), operation))
+            self._emit(MemoryUpdate(key, operation))
 
     def _emit(self, event: Event) -> None:
         try:

@@ -116,7 +116,11 @@ class Memory(Protocol):
         ...
 
     async def save_turn(self, turn: TurnRecord) -> None:
-        """Keep what the run said and how it ended; once, a second call changes nothing."""
+        """Keep what the run said and how it ended; once, a second call changes nothing.
+
+        The run waits for it for some seconds, then cancels it, and asks once only. A memory that does not want to lose
+        the turn takes it over then, and when its storage fails.
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any
 
 import msgspec
@@ -121,6 +122,7 @@ class ModelCall:
         self._reported: Usage | None = None
         self._continuation: Any = None
         self._any_content = False
+        self._thread = get_ident()
 
     @property
     def text(self) -> str:
@@ -191,6 +193,8 @@ class ModelCall:
 
     def _take(self, pieces: Sequence[Piece]) -> None:
         """What the provider pushes into: everything that one upstream read brought."""
+        if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
+            raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
         try:
             self._take_pieces(pieces)
         except OutputLimitError as error:

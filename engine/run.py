@@ -29,8 +29,9 @@ from .trace import Span, Tracer
 FIRST_READER_SECONDS = 5.0
 """How long a new run waits for its first reader, whatever its grace: the request that started it may die in between."""
 
-SAVE_SECONDS = 5.0
-"""What the memory gets to keep a turn. A complete run says so only after that: ``done`` means kept."""
+SAVE_SECONDS = 6.0
+"""How long a complete run waits for its turn to be kept before it says ``done``. What takes longer, or fails, is the
+memory's to bring to an end. Longer than a store's own limit (``BUSY_SECONDS``), so that this gives its reason."""
 
 GUESTS_CLEANUP_SECONDS = 1.0
 """What the tools and the memory of an ended run get to end too; then it counts as over without them."""

@@ -34,7 +34,9 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory: what is remembered for the run's owner; None for an agent without memory.
-        memory_updated: tells the run that a memory key was changed, so that its readers hear of it. Synchronous.
+        memory_updated: tells the run that a memory key was changed, so that its readers hear of it. Synchronous, never
+            waits, and may be called in any thread and at any time: once the run has ended, nothing happens. TypeError
+            and ValueError for what is no key or no operation.
     """
 
     run_id: str

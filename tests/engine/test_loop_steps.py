@@ -49,10 +49,43 @@ async def test_without_any_text_running_out_is_an_error(autojump_clock: MockCloc
     tool = FakeTool("t", takes(1))
     run = Run("run", lasting(StepwiseProvider(calling("a t")), tool_use=ToolUse(tools=(tool,), max_steps=3)))
     error = await failed(run)
-    assert (error.code, error.content) == ("max_steps", "the model gave no answer within 3 steps")
+    assert (error.code, error.content) == ("max_steps", "the model gave no answer within 3 steps (max_steps)")
     assert len(tool.seen) == 4  # two calls
     assert outcomes_of(run) == [("a", "Success", "done"), ("a-2", "Success", "done"), ("a-3", "Error", REFUSED)]
     assert [step.step_type for step in steps_of(run)] == ["Initial", "Tool", "Tool"]
+
+
+async def test_running_out_of_tool_calls_says_so(autojump_clock: MockClock) -> None:
+    tool_use = ToolUse(tools=(FakeTool("t", takes(1)),), max_tool_calls=1)
+    error = await failed(Run("run", lasting(StepwiseProvider(calling("a t"), saying("")), tool_use=tool_use)))
+    text = "the model gave no answer after its 1 tool calls (max_tool_calls) were used up"
+    assert (error.code, error.content) == ("max_steps", text)
+
+
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("last", [saying(""), saying(" \n"), [(0, ())]], ids=["empty", "blank", "no finish"])
+async def test_an_empty_answer_with_steps_and_calls_left_is_the_models_fault(
+    autojump_clock: MockClock, last: list[Line], called: bool
+) -> None:
+    provider = StepwiseProvider(*([calling("a t")] if called else []), last)
+    error = await failed(Run("run", lasting(provider, tools=[FakeTool("t", takes(1))])))
+    reason = " (finish reason: stop)" if last[0][1] else ""
+    assert (error.code, error.content) == ("upstream.protocol", f"the model gave an empty answer{reason}")
+
+
+async def test_an_empty_end_of_an_answer_that_was_said_before_is_an_end(autojump_clock: MockClock) -> None:
+    provider = StepwiseProvider(calling("a t", said="So far."), saying(""))
+    assert (await completed(Run("run", lasting(provider, tools=[FakeTool("t", takes(1))])))).response == "So far."
+
+
+async def test_an_empty_answer_that_was_filtered_is_done(autojump_clock: MockClock) -> None:
+    provider = StepwiseProvider(calling("a t"), [(0, [FinishPiece("content_filter")])])
+    done = await completed(Run("run", lasting(provider, tools=[FakeTool("t", takes(1))])))
+    assert (done.response, done.finish_reason) == ("", "content_filter")
+
+
+async def test_an_agent_without_tools_may_say_nothing(autojump_clock: MockClock) -> None:
+    assert (await completed(Run("run", lasting(StepwiseProvider(saying("")))))).response == ""
 
 
 async def test_blank_text_is_no_answer(autojump_clock: MockClock) -> None:

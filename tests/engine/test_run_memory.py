@@ -176,7 +176,7 @@ async def test_nothing_ends_a_whole_answer_otherwise_while_it_is_kept(autojump_c
         (OSError("full"), "the turn of run run could not be kept"),
         (SystemExit(), "the turn of run run could not be kept"),
         (BaseExceptionGroup("mixed", [OSError(), SystemExit()]), "the turn of run run could not be kept"),
-        (None, "the turn of run run was not kept within 5 s"),
+        (None, "the turn of run run was not kept within 6 s"),
     ],
     ids=repr,
 )
@@ -188,7 +188,7 @@ async def test_a_memory_that_fails_or_hangs_costs_no_answer(
     await run.execute()
     assert_ended_once(run)
     assert isinstance(run.log.terminal, GenerationComplete)
-    assert trio.current_time() == (1.0 if failure else 6.0)
+    assert trio.current_time() == (1.0 if failure else 7.0)
     assert saves(memory) == [1.0]
     assert [(record.levelno, record.message) for record in caplog.records] == [(logging.ERROR, logged)]
 
@@ -206,9 +206,9 @@ async def test_a_memory_that_cannot_be_cancelled_costs_no_more_than_one_that_han
     async with trio.open_nursery() as nursery:
         supervisor = RunSupervisor(nursery, observer)
         run = supervisor.start(keeping(memory, saying("x", at=1)))
-        await trio.sleep(6.5)
+        await trio.sleep(7.5)
         assert isinstance(run.log.terminal, GenerationComplete)
-        assert observer.seen[-1] == (6.0, "done")
+        assert observer.seen[-1] == (7.0, "done")
         assert supervisor.active_runs == 1
         await trio.sleep(1)
         assert supervisor.active_runs == 0
