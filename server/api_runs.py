@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import trio
 from quart import Response
 
 from engine import Run, Usage
 from engine.events import TerminalEvent
+from engine.run import SAVE_SECONDS
 
 from .api_chat import run_headers
 from .errors import ApiError, not_found
@@ -16,6 +18,10 @@ from .routing import API, STREAM, Call, Route
 from .sse import EventStreamBody, requested_cursor, stream_response
 from .store import turns
 from .store.rows import RunStatus, StoredRun
+from .store.run_texts import drop_response
+
+STOP_SECONDS = SAVE_SECONDS + 1.0
+"""How long a stop waits for the end of an answer that is being kept."""
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,15 +107,25 @@ async def get_run_events(call: Call[None, EventsQuery]) -> Response:
 
 
 async def stop_run(call: Call[None, None]) -> RunView:
-    """Stop the run, keeping what it has said."""
-    run = find_live_run(call)
+    """Stop the run, keeping what it has said. An answer that is whole and just being kept is waited for instead."""
+    run = find_run(call)
+    if run is None:
+        return stored_run_view(await find_stored_run(call))
     run.stop()
+    with trio.move_on_after(STOP_SECONDS):
+        await run.log.wait_ended()
     return run_view(run)
 
 
 async def forget_run(call: Call[None, None]) -> None:
-    """Stop the run and drop its events."""
-    call.services.supervisor.forget(find_live_run(call))
+    """Stop the run, drop its events, and its answer in the store; what was said stays in its session."""
+    run = find_run(call)
+    if run is None:
+        await find_stored_run(call)
+    else:
+        call.services.supervisor.forget(run)
+    if call.services.database is not None:
+        await call.services.write(drop_response, call.ids["run_id"])
 
 
 async def get_run_trace(call: Call[None, None]) -> dict[str, Any]:
@@ -163,7 +179,7 @@ ROUTES = (
         method="DELETE",
         path=_PATH,
         handler=forget_run,
-        summary="Stop a run and forget its events",
+        summary="Stop a run and forget its events and its answer",
         tag="Runs",
         status=204,
     ),

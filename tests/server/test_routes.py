@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from server.principal import KeyLimits
 from server.requests import MAX_BODY_BYTES
 from server.routes import ROUTES
 from server.routing import PATH_IDS, Route
+from server.store import turns
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from tests.engine.scripted import FOREVER, ScriptedProvider, text
@@ -38,6 +40,20 @@ class FailingDatabase(Database):
         if self.down:
             raise StoreUnavailableError("it is down")
         return await ask(*args)
+
+
+class SlowDatabase(Database):
+    """Takes two seconds to keep a turn."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.saving = trio.Event()
+
+    async def write(self, change: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        if change is turns.save_turn:
+            self.saving.set()
+            await trio.sleep(2)
+        return await super().write(change, *args)
 
 
 def test_no_route_is_there_twice() -> None:
@@ -89,13 +105,82 @@ async def test_a_run_that_memory_has_dropped_is_known_and_its_events_are_gone(au
         me = Caller(world)
         answer = await me.chat("helper")
         live = await me.data("GET", f"/runs/{answer['run_id']}")
-        await me.gone("DELETE", f"/runs/{answer['run_id']}")
+        run = world.supervisor.find(answer["run_id"])
+        assert run is not None
+        world.supervisor.forget(run)
         stored = await me.data("GET", f"/runs/{answer['run_id']}")
         same = ("run_id", "agent_id", "status", "response", "elapsed_ms", "ttfb_ms")
         assert {name: stored[name] for name in same} == {name: live[name] for name in same}
         assert (stored["last_seq"], stored["terminal"]) == (0, None)
         assert (await me.refused(410, "GET", f"/runs/{answer['run_id']}/events"))["code"] == "GONE"
-        await me.refused(404, "POST", f"/runs/{answer['run_id']}/stop")
+        assert await me.data("POST", f"/runs/{answer['run_id']}/stop") == stored
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_deleted_run_is_known_without_its_answer(in_memory: bool, autojump_clock: MockClock) -> None:
+    async with open_keeping_world(HELPER) as world:
+        me = Caller(world)
+        answer = await me.chat("helper")
+        path = f"/runs/{answer['run_id']}"
+        run = world.supervisor.find(answer["run_id"])
+        assert run is not None
+        if not in_memory:
+            world.supervisor.forget(run)
+        for _ in range(2):
+            await me.gone("DELETE", path)
+            stored = await me.data("GET", path)
+            assert (stored["status"], stored["response"], stored["terminal"]) == ("done", "", None)
+        assert (await me.data("GET", "/agents/helper/chat/history"))["items"][-1]["content"] == answer["content"]
+
+
+@pytest.mark.parametrize("path", ["/runs/{}", "/agents/helper/sessions/default"], ids=["run", "session"])
+async def test_what_is_deleted_while_it_is_said_is_not_kept(path: str, autojump_clock: MockClock) -> None:
+    async with open_keeping_world(HELPER) as world:
+        me = Caller(world)
+        body = {"message": "hi", "on_disconnect": "continue"}
+        async with me.open("POST", f"{CHAT}/stream", json=body) as response:
+            run_id = response.headers["X-Run-Id"]
+            await trio.sleep(1)
+        run = world.supervisor.find(run_id)
+        assert run is not None
+        await me.gone("DELETE", path.format(run_id))
+        await run.log.wait_ended()
+        await trio.testing.wait_all_tasks_blocked()
+        assert run.response != ""
+        world.supervisor.forget(run)
+        stored = await me.data("GET", f"/runs/{run_id}")
+        assert (stored["status"], stored["response"]) == ("stop" if "runs" in path else "done", "")
+
+
+@pytest.mark.parametrize("what", ["run", "session", "agent"])
+async def test_an_answer_goes_with_its(what: str, autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        me = Caller(world)
+        await me.data(
+            "POST", "/agents", 201, json={"id": "mine", "llm_config": {"provider": "replay", "model": "gpt4o-short"}}
+        )
+        run_id = (await me.chat("mine"))["run_id"]
+        run = world.supervisor.find(run_id)
+        assert run is not None
+        world.supervisor.forget(run)
+        assert (await me.data("GET", f"/runs/{run_id}"))["response"] != ""
+        paths = {"run": f"/runs/{run_id}", "session": "/agents/mine/sessions/default", "agent": "/agents/mine"}
+        await me.gone("DELETE", paths[what])
+        assert (await me.data("GET", f"/runs/{run_id}"))["response"] == ""
+
+
+async def test_a_stop_while_the_whole_answer_is_kept_says_how_it_ended(autojump_clock: MockClock) -> None:
+    database = SlowDatabase.open("sqlite://", inline=True)
+    assert isinstance(database, SlowDatabase)
+    async with open_keeping_world(HELPER, database=database) as world:
+        me = Caller(world)
+        async with me.open("POST", f"{CHAT}/stream", json={"message": "hi", "on_disconnect": "continue"}) as response:
+            run_id = response.headers["X-Run-Id"]
+            await database.saving.wait()
+            view = await me.data("POST", f"/runs/{run_id}/stop")
+        assert (view["status"], view["terminal"]["chunk_type"]) == ("done", "done")
+        await me.gone("DELETE", f"/runs/{run_id}")
+    database.close()
 
 
 async def test_a_run_has_a_trace(autojump_clock: MockClock) -> None:
