@@ -7,14 +7,17 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
 from engine.trace import Span, SpanKind
 
+from .otel_export import TellingExporter, heard_alone, shut_down
+
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span as OtelSpan
     from opentelemetry.trace import TracerProvider
 
@@ -69,7 +72,8 @@ class OpenTelemetryMissingError(ImportError):
 def exporting_traces() -> Iterator[OpenTelemetryCollector]:
     """A collector whose traces go out by OTLP over HTTP, to where ``OTEL_EXPORTER_OTLP_ENDPOINT`` and its like say.
 
-    A thread of OpenTelemetry's sends them. Leaving the block sends what is left, and blocks for as long as that takes.
+    A thread of OpenTelemetry's sends them. Leaving the block sends what is left, and blocks for as long as that takes,
+    ``otel_export.SHUTDOWN_SECONDS`` at most and a little.
 
     Raises:
         OpenTelemetryMissingError: the extra ``otel`` is not installed.
@@ -82,12 +86,14 @@ def exporting_traces() -> Iterator[OpenTelemetryCollector]:
     except ImportError as error:
         raise OpenTelemetryMissingError(_MISSING) from error
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": INSTRUMENTATION}
-    provider = TracerProvider(resource=Resource.create(named))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    try:
-        yield OpenTelemetryCollector(provider)
-    finally:
-        provider.shutdown()
+    provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+    with heard_alone() as last_error:
+        exporter = TellingExporter(OTLPSpanExporter(), last_error)
+        provider.add_span_processor(BatchSpanProcessor(cast("SpanExporter", exporter)))
+        try:
+            yield OpenTelemetryCollector(provider)
+        finally:
+            shut_down(provider, exporter)
 
 
 class _OpenRun:
