@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from math import inf, nan
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from server.principal import KeyLimits
 from server.store import keys as key_rows
 from server.store.database import Database
 from server.store.rows import StoredKey
+from tests.server.commands import complaint, lumos
 
 NOW = "2026-11-22T12:00:00.000000+00:00"
 LATER = "2026-11-23T08:30:00.000000+00:00"
@@ -120,7 +122,7 @@ async def test_create_prints_the_key_alone_and_once(database: Database, capsys: 
     assert presented.secret not in said.err
     first, last = said.err.splitlines()
     about = "tenant acme, admin ada; 60 requests/min, 1000000 tokens/day"
-    assert first == f"Key {presented.key_id} ({about}). This is its only showing:"
+    assert first == f"Key {presented.key_id} ({about}) is in sqlite://. This is its only showing:"
     assert last == "It is the server's first: requests need a key from now on, in 5 s at the latest."
     stored = await database.read(key_rows.find_key, presented.key_id)
     assert stored is not None
@@ -192,3 +194,25 @@ async def test_revoke_says_what_became_of_the_key(database: Database, capsys: py
     assert stored.revoked_at == LATER
     assert not await show_revoked(database, "nobody", LATER)
     assert capsys.readouterr().err == "lumos: there is no key 'nobody'; `lumos keys list` shows them\n"
+
+
+# Which database
+
+
+def test_create_names_the_database_and_says_that_it_is_new(tmp_path: Path) -> None:
+    file = tmp_path / "other.db"
+    create = ("keys", "create", "--tenant", "acme", "--user", "ada", "--database-url", f"sqlite:///{file}")
+    assert f" is in the new database {file}. This" in lumos(*create).stderr
+    assert f" is in the database {file}. This" in lumos(*create).stderr
+
+
+@pytest.mark.parametrize("words", [("list",), ("revoke", "abc")])
+def test_list_and_revoke_make_no_database(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "lmos.db"
+    said = complaint(lumos("keys", *words, "--database-url", f"sqlite:///{file}"))
+    assert said == f"there is no database {file}: name the server's with --database-url or LUMOS_DATABASE_URL"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_a_url_that_is_none_is_one_line() -> None:
+    assert "this is no database URL" in complaint(lumos("keys", "list", "--database-url", "nonsense"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from math import inf
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
@@ -150,6 +151,19 @@ async def test_over_http_the_limit_is_429_with_retry_after(autojump_clock: MockC
         assert response.json()["message"] == "this key may make 2 requests a minute"
         await trio.sleep(30)
         assert (await door.who(key)).status_code == 200
+
+
+async def test_limits_are_told_as_whole_numbers_and_one_of_them_as_one() -> None:
+    counter, principal = limiter(), limited(concurrent_runs=1, requests_per_minute=1)
+    counter.run_slot(principal)
+    with pytest.raises(ApiError, match=r"^this key may have 1 run at once$"):
+        counter.run_slot(principal)
+    counter.count_request(principal)
+    with pytest.raises(ApiError, match=r"^this key may make 1 request a minute$"):
+        counter.count_request(principal)
+    stored = msgspec.json.encode(KeyLimits(concurrent_runs=1, tokens_per_day=1_000_000))
+    assert repr(msgspec.json.decode(stored, type=KeyLimits).concurrent_runs) == "1"
+    assert repr(msgspec.json.decode(stored, type=KeyLimits).tokens_per_day) == "1000000"
 
 
 # Runs at once
