@@ -2,9 +2,12 @@
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := engine providers server tests benchmarks
+# A module's tests stay in one process, with the servers that they share.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 EXTRAS := embeddings mcp otel postgres redis test check
 
 # uv lives in a venv of its own, for `make lock` alone.
@@ -22,7 +25,7 @@ export PIP_NO_INPUT := 1
 help: ## this list
 	@echo "Lumos. Say make and one of:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "PYTHON=python3.12 names another interpreter for a new .venv; ARGS='...' goes on to lumos serve, pytest or uv."
+	@echo "JOBS=1 runs the tests one after the other. PYTHON=python3.12 names another interpreter for a new .venv; ARGS='...' goes on to lumos serve, pytest or uv."
 
 serve: $(VENV)/.run ## run the server on http://127.0.0.1:8080 (ARGS="--port 9000")
 	@exec $(BIN)/lumos serve $(ARGS)
@@ -31,7 +34,7 @@ env: $(VENV)/.dev ## make .venv with everything for development
 	@echo "Ready: $(VENV), $$($(BIN)/python --version)"
 
 test: $(VENV)/.dev ## all tests (ARGS="-k resume -x")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch coverage
 	@echo "== format (ruff)"
@@ -43,7 +46,7 @@ check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch cov
 	@echo "== types (mypy --strict)"
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
-	@$(BIN)/python -m pytest $(ARGS) --cov
+	@$(PYTEST) $(ARGS) --cov
 
 bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")
 	@$(BIN)/python -m benchmarks.ttfb $(ARGS)
