@@ -69,6 +69,22 @@ class Gatekeeper:
             await or_unavailable(self._look_for_keys)
         return self._keyed
 
+    async def counts_until(self, principal: Principal) -> float:
+        """Until when, on trio's clock, nobody has to ask again whether the caller is let in; -inf if he is not.
+
+        Raises:
+            ApiError: 503 while the store does not answer.
+        """
+        if not await self._still_counts(principal.key_id):
+            return -inf
+        return self._look_again_at if principal.key_id is None else self._known.good_until(principal.key_id)
+
+    async def _still_counts(self, key_id: str | None) -> bool:
+        if key_id is None:
+            return not await self.is_keyed()
+        key = await self._find(key_id)
+        return key is not None and key.revoked_at is None
+
     async def open_run(self, principal: Principal) -> RunSlot:
         """Take the place of one run, the caller's to close or to hand to its run, see ``RunSlot``.
 
@@ -142,6 +158,11 @@ class _Shelf(Generic[V]):
     def get(self, key_id: str) -> V | None:
         """The value, unless it is too old."""
         return self._values[key_id][0] if key_id in self else None
+
+    def good_until(self, key_id: str) -> float:
+        """When the value has to be asked for again, on trio's clock; at once if there is none."""
+        value = self._values.get(key_id)
+        return -inf if value is None else value[1]
 
     def put(self, key_id: str, value: V, asked_at: float) -> None:
         """Keep the value."""

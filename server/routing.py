@@ -9,14 +9,17 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
+import structlog
 from quart import Request, Response, request
 from quart_trio import QuartTrio
 
 from .errors import ApiError, json_response, not_found
+from .key_watch import KeyWatch
 from .principal import LOCAL_USER, Principal
 from .records import AGENT_ID
 from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
+from .sse import EventStreamBody
 
 API = "/api/v1"
 
@@ -151,6 +154,8 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
         query = None if route.raw_query else read_query(request, route.query)
         body = None if route.body is None else await read_json(request, route.body, route.body_media_types)
         answer = await route.handler(Call(services, caller, ids, body, query, request))
+        if isinstance(answer, Response) and isinstance(answer.response, EventStreamBody) and services.gatekeeper:
+            answer.response.watch = KeyWatch(services.gatekeeper, caller)
         return answer if isinstance(answer, Response) else _response(route, answer)
 
     return view
@@ -159,7 +164,10 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
 async def _admitted(route: Route, services: Services) -> Principal:
     if route.open or services.gatekeeper is None:
         return LOCAL_USER
-    return await services.gatekeeper.admit(request)
+    caller = await services.gatekeeper.admit(request)
+    if caller.key_id is not None:
+        structlog.contextvars.bind_contextvars(key_id=caller.key_id)  # its task's lines, and those of its runs, say it
+    return caller
 
 
 def _response(route: Route, answer: Any) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 
 import trio
@@ -16,6 +16,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from engine import RunLog
 
 from .errors import ApiError
+from .key_watch import KeyRevokedError, KeyWatch
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
@@ -33,8 +34,11 @@ class EventStreamBody(ResponseBody):
     """The frames of a log from a cursor on: all that is there in large pieces, then live, to the terminal event.
 
     ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
-    that no proxy takes it for dead; nothing is sent while the client does not read.
+    that no proxy takes it for dead; nothing is sent while the client does not read. With a ``watch`` it breaks off once
+    the reader's key is revoked.
     """
+
+    watch: KeyWatch | None = None
 
     def __init__(self, log: RunLog, after: int) -> None:
         self._log = log
@@ -59,7 +63,10 @@ class EventStreamBody(ResponseBody):
 
     async def __anext__(self) -> bytes:
         piece = next(self._pieces, None) or await self._read_piece()
-        self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
+        now = trio.current_time()
+        if self.watch is not None and now >= self.watch.due_at:
+            await self.watch.check()
+        self._heartbeat_at = now + HEARTBEAT_SECONDS
         return piece
 
     async def _read_piece(self) -> bytes:
@@ -95,8 +102,8 @@ class StreamConnection(TrioASGIHTTPConnection):
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         body = response.response
-        with body.attached() if isinstance(body, EventStreamBody) else nullcontext():
-            await super()._send_response(send, response)
+        with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
+            await super()._send_response(send, response)  # without its last chunk Hypercorn breaks the connection
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
