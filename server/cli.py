@@ -111,7 +111,8 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
 @option("--agent", default="demo", show_default=True, help="The agent's id.")
 @option("--agents", type=_FILE, help="TOML file with [[agent]] tables.")
 @option("--url", help="A running server to talk to, instead of an agent in this process.")
-def chat(message: str | None, agent: str, agents: Path | None, url: str | None) -> None:
+@option("--api-key", help="That server's API key. Better as the variable: others see a command's options.")
+def chat(message: str | None, agent: str, agents: Path | None, url: str | None, api_key: str | None) -> None:
     """Stream an answer in the terminal, with TTFB and tokens/s.
 
     Without MESSAGE it asks for messages until the input ends.
@@ -120,7 +121,7 @@ def chat(message: str | None, agent: str, agents: Path | None, url: str | None) 
 
     if message is not None and not message.strip():
         give_up("the message is blank")
-    sys.exit(0 if run(converse, agent, agents, url, message) else 1)
+    sys.exit(0 if run(converse, agent, agents, url, message, api_key) else 1)
 
 
 @main.command()

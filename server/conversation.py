@@ -26,9 +26,12 @@ Ask: TypeAlias = Callable[[list[Message]], Opening]
 """How the partner of a conversation is asked: with all turns so far, the last one the user's."""
 
 
-async def converse(agent_id: str, agents_file: Path | None, url: str | None, message: str | None) -> bool:
+async def converse(
+    agent_id: str, agents_file: Path | None, url: str | None, message: str | None, api_key: str | None = None
+) -> bool:
     """Answer one message, or without one ask for messages until the input ends. False if the last answer failed.
 
+    ``api_key`` is what the server at ``url`` asks for, if it does.
     Ctrl-C during an answer stops that run; at the prompt it ends the conversation.
 
     Raises:
@@ -41,7 +44,7 @@ async def converse(agent_id: str, agents_file: Path | None, url: str | None, mes
             record = find_record(agent_id, read_agents_file(agents_file) if agents_file else [])
             ask = _ask_here(build_agent(record, os.environ, client))
         else:
-            ask = _ask_there(client, url, agent_id)
+            ask = _ask_there(client, url, agent_id, api_key)
         if message is None:
             _greet(agent_id, url)
             return await _talk(ask)
@@ -54,9 +57,10 @@ def _ask_here(agent: BasicAgent) -> Ask:
     return StreamingAgent.with_config(agent, agent.streaming).execute_streaming
 
 
-def _ask_there(client: httpx.AsyncClient, url: str, agent_id: str) -> Ask:
+def _ask_there(client: httpx.AsyncClient, url: str, agent_id: str, api_key: str | None) -> Ask:
     def ask(turns: list[Message]) -> Opening:
-        return remote_run(client, url, agent_id, {"message": turns[-1].content, "on_disconnect": "cancel"})
+        body = {"message": turns[-1].content, "on_disconnect": "cancel"}
+        return remote_run(client, url, agent_id, body, api_key=api_key)
 
     return ask
 

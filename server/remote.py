@@ -18,6 +18,8 @@ from providers.sse import EventTooLargeError, SSEParser
 MAX_EVENT_BYTES = 2 * MAX_RUN_BYTES
 """The last event repeats the whole answer, which its run bounds; the rest is room."""
 
+_HOW_TO_SHOW_A_KEY = " (lumos chat takes the key from LUMOS_API_KEY, or from --api-key)"
+
 _decode_event = msgspec.json.Decoder(Event).decode
 
 
@@ -60,20 +62,30 @@ class RemoteEvents:
 
 @asynccontextmanager
 async def remote_run(
-    client: httpx.AsyncClient, base_url: str, agent_id: str, body: dict[str, Any], *, way: str = "/stream"
+    client: httpx.AsyncClient,
+    base_url: str,
+    agent_id: str,
+    body: dict[str, Any],
+    *,
+    way: str = "/stream",
+    api_key: str | None = None,
 ) -> AsyncIterator[RemoteEvents]:
     """Start a run on the server and read its events; leaving the block closes the connection.
 
     ``client`` is from ``providers.http.open_client`` and stays the caller's to close; ``body`` is the chat request
-    (``server.requests.ChatRequest``); ``way`` is the last part of the path, ``/stream`` or ``/simulated``.
+    (``server.requests.ChatRequest``); ``way`` is the last part of the path, ``/stream`` or ``/simulated``;
+    ``api_key`` is for a server that asks for one.
 
     Raises:
         RemoteError: the server cannot be reached, answered with something else than a stream, or broke it off.
     """
     url = f"{base_url.rstrip('/')}/api/v1/agents/{quote(agent_id, safe='')}/chat/lumosai{way}"
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise RemoteError("the API key has characters that no key has")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        async with client.stream("POST", url, json=body) as response:
-            await _check_answer(response)
+        async with client.stream("POST", url, json=body, headers=headers) as response:
+            await _check_answer(response, keyed=bool(api_key))
             yield RemoteEvents(response)
     except httpx.UnsupportedProtocol as error:
         raise RemoteError(f"{base_url} is not an http or https URL") from error
@@ -83,10 +95,11 @@ async def remote_run(
         raise RemoteError(f"{base_url}: {error}") from error
 
 
-async def _check_answer(response: httpx.Response) -> None:
+async def _check_answer(response: httpx.Response, *, keyed: bool) -> None:
     content_type = response.headers.get("content-type", "nothing")
     if response.status_code != httpx.codes.OK:
-        raise RemoteError(_refusal(response.status_code, await response.aread()))
+        hint = "" if keyed or response.status_code != httpx.codes.UNAUTHORIZED else _HOW_TO_SHOW_A_KEY
+        raise RemoteError(_refusal(response.status_code, await response.aread()) + hint)
     if not content_type.startswith("text/event-stream"):
         raise RemoteError(f"the server answered with {content_type[:80]}, not with a stream: is it Lumos?")
 

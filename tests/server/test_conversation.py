@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
 
 from engine import BasicAgent, ReasoningPiece, TextPiece
@@ -111,7 +111,8 @@ class TestOneMessage:
         assert result.exit_code == 1
         assert result.stdout == ""
         error, figures = result.stderr.splitlines()
-        assert error.startswith("error upstream.connection: no connection to the model")
+        assert error.startswith("error upstream.connection: no connection to the model (Connection refused)")
+        assert "127.0.0.1" not in error
         assert re.fullmatch(r"no token · \d+\.\d\d s", figures)
 
     def test_what_was_said_before_a_failure_stays(self, tmp_path: Path) -> None:
@@ -197,6 +198,24 @@ class TestTalkToAServer:
             result = lumos("chat", "Hello", "--agent", "a", env={"LUMOS_URL": url})
         assert (result.exit_code, result.stdout) == (0, QUICK.text + "\n")
         assert FIGURES.fullmatch(result.stderr)
+
+    @pytest.mark.parametrize("as_variable", [True, False])
+    def test_a_key_goes_along_and_is_never_shown(self, as_variable: bool) -> None:
+        app = QuartTrio("keyed")
+        shown: list[str | None] = []
+
+        @app.post("/<path:path>")
+        async def refuse(path: str) -> tuple[dict[str, str], int]:
+            shown.append(request.headers.get("Authorization"))
+            return {"message": "no"}, 401
+
+        with served(lambda _: app) as url:
+            options, env = ((), {"LUMOS_API_KEY": "lumos_k_s"}) if as_variable else (("--api-key", "lumos_k_s"), {})
+            assert complaint(lumos("chat", "Hello", "--url", url, *options, env=env)) == "HTTP 401: no"
+            line = complaint(lumos("chat", "Hello", "--url", url, env={"LUMOS_API_KEY": None}))
+        assert line == "HTTP 401: no (lumos chat takes the key from LUMOS_API_KEY, or from --api-key)"
+        assert shown == ["Bearer lumos_k_s", None]
+        assert "lumos_k_s" not in lumos("chat", "--help", env={"LUMOS_API_KEY": "lumos_k_s"}).output
 
     def test_an_agent_that_it_does_not_have(self) -> None:
         with served_agents({}) as url:

@@ -18,7 +18,7 @@ from tests.engine.scripted import SENT, ScriptedProvider, text
 from tests.harness.memory_network import MemoryNetwork
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, play_script
-from tests.harness.world import open_world
+from tests.harness.world import open_keeping_world, open_world
 
 RECORDING = steady_recording(first=2.0, gap=1.0, last=5.0)
 REFUSAL = b"HTTP/1.1 429 Too Many\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
@@ -94,6 +94,30 @@ async def raised_by(script: Sequence[Act]) -> str:
 )
 async def test_a_refusal_is_told(autojump_clock: MockClock, body: bytes, message: str) -> None:
     assert await raised_by([REFUSAL % (len(body), body)]) == message
+
+
+async def test_a_key_is_shown_and_a_missing_one_is_asked_for(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        world.add_agent("demo", ReplayProvider(RECORDING))
+        key = (await world.add_key("acme", "ada"))["Authorization"].removeprefix("Bearer ")
+        async with remote_run(world.client, "http://lumos", "demo", {"message": "hi"}, api_key=key) as events:
+            assert isinstance([event async for event in events][-1], GenerationComplete)
+        refused = "HTTP 401: this needs a valid API key, as Authorization: Bearer or X-API-Key"
+        hint = " (lumos chat takes the key from LUMOS_API_KEY, or from --api-key)"
+        for wrong, message in ((None, refused + hint), ("", refused + hint), (key[:-1] + "!", refused)):
+            with pytest.raises(RemoteError) as raised:
+                async with remote_run(world.client, "http://lumos", "demo", {"message": "hi"}, api_key=wrong):
+                    pass
+            assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("key", ["käse", "a\nb"])
+async def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str, autojump_clock: MockClock) -> None:
+    async with open_client(MemoryNetwork().connect) as client:
+        with pytest.raises(RemoteError) as raised:
+            async with remote_run(client, "http://lumos", "demo", {}, api_key=key):
+                pass
+    assert str(raised.value) == "the API key has characters that no key has"
 
 
 async def test_another_kind_of_answer(autojump_clock: MockClock) -> None:
