@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from .errors import TimeoutCode
 
 Phase: TypeAlias = Literal["connect", "first_token", "idle", "attempts"]
+
+
+Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,11 +28,11 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         tool: each tool call.
     """
 
-    total: float = 120.0
-    connect: float = 10.0
-    first_token: float = 30.0
-    idle: float = 30.0
-    tool: float = 30.0
+    total: Seconds = 120.0
+    connect: Seconds = 10.0
+    first_token: Seconds = 30.0
+    idle: Seconds = 30.0
+    tool: Seconds = 30.0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -51,11 +55,11 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class DeadlineWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request asks for: seconds, as in ``Deadlines``; None leaves the server's."""
 
-    total: float | None = None
-    connect: float | None = None
-    first_token: float | None = None
-    idle: float | None = None
-    tool: float | None = None
+    total: Seconds | None = None
+    connect: Seconds | None = None
+    first_token: Seconds | None = None
+    idle: Seconds | None = None
+    tool: Seconds | None = None
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

@@ -6,6 +6,11 @@ touches its client; a successor is a change of this module and the transport.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -31,6 +36,10 @@ connection."""
 
 ERROR_BODY_SECONDS = 2.0
 ERROR_BODY_BYTES = 65_536
+
+_logger = logging.getLogger(__name__)
+
+_PROXY_STATUS = re.compile(r"HTTP [0-9]{3}")
 
 _TRANSPORT_ERRORS: tuple[tuple[type[httpx.TransportError], ProviderErrorCode, str], ...] = (
     (httpx.UnsupportedProtocol, "upstream.invalid_request", "the model's URL is neither http nor https"),
@@ -186,9 +195,30 @@ def _quiet_request(client: httpx.AsyncClient, request: VendorRequest, emit: Emit
 
 
 def _meaning_of(error: httpx.TransportError) -> ProviderError:
-    """The error by the table. Only a failed connect is quoted: other texts may hold the key or the server's bytes."""
+    """The error by the table. Texts are not quoted: they may hold the key, the server's bytes, or a host's name."""
     code, text = next((code, text) for kind, code, text in _TRANSPORT_ERRORS if isinstance(error, kind))
-    return ProviderError(code, f"{text} ({error})" if isinstance(error, httpx.ConnectError) else text)
+    if isinstance(error, httpx.ConnectError):
+        _logger.info("no connection to a model: %s", error)
+        text = f"{text} ({_reason(error)})"
+    return ProviderError(code, text)
+
+
+def _reason(error: httpx.ConnectError) -> str:
+    """Why there is no connection, without names of hosts and proxies: whoever hears it need not know the network."""
+    if status := _PROXY_STATUS.search(str(error)):
+        return f"the proxy on the way answers {status[0]}"
+    cause: BaseException | None = error
+    reason = "nobody answers there"
+    while cause is not None:
+        match cause:
+            case ssl.SSLError():
+                return "TLS failed: is its certificate a trusted one of this host?"
+            case socket.gaierror():
+                return "its name has no address"
+            case OSError(errno=int(number)):
+                reason = os.strerror(number)
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
+    return reason
 
 
 async def _decode_answer(response: httpx.Response, decoder: Decoder, emit: Emit) -> None:

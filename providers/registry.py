@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
 import httpx
 import msgspec
+from msgspec import Meta
 
 from engine.provider import Provider
 
@@ -19,6 +21,10 @@ from .wire import Endpoint, HttpProvider, is_usable_key
 REPLAY = "replay"
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PROVIDER_NAMES = (*VENDORS, *ALIASES, REPLAY)
+
+
+Name: TypeAlias = Annotated[str, Meta(max_length=200)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=3600)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,17 +42,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         hedge_after: seconds without content after which the first fallback is asked as well.
     """
 
-    provider: str
-    model: str = ""
-    base_url: str | None = None
-    api_key_env: str | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
-    retries: int = 2
-    connect: float | None = None
-    first_token: float | None = None
-    fallbacks: tuple[ModelConfig, ...] = ()
-    hedge_after: float | None = None
+    provider: Name
+    model: Name = ""
+    base_url: Annotated[str, Meta(max_length=2000)] | None = None
+    api_key_env: Name | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    retries: Annotated[int, Meta(ge=0, le=10)] = 2
+    connect: Seconds | None = None
+    first_token: Seconds | None = None
+    fallbacks: Annotated[tuple[ModelConfig, ...], Meta(max_length=8)] = ()
+    hedge_after: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        if any(fallback.fallbacks for fallback in self.fallbacks):
+            raise ValueError("a fallback has no fallbacks of its own: list them one after the other")
 
 
 class ProviderConfigError(ValueError):
@@ -73,8 +83,6 @@ def create_provider(config: ModelConfig, environment: Mapping[str, str], client:
     if config.provider == REPLAY and not config.fallbacks:
         return _replay_provider(config)
     chain = (config, *config.fallbacks)
-    if any(link.fallbacks for link in config.fallbacks):
-        raise ProviderConfigError("a fallback has no fallbacks of its own: list them one after the other")
     links = [
         Link(
             provider=create_single_provider(link, environment, client),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,10 @@ from providers.registry import ModelConfig
 
 AGENT_ID = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}"
 MAX_INSTRUCTIONS_CHARS = 200_000
+
+MAX_METADATA_BYTES = 16_384
+
+ToolName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
 
 _AGENT_ID = re.compile(AGENT_ID)
 
@@ -65,7 +69,7 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         deadlines: seconds; what is left out keeps its default. A request can only shorten them.
         stream: how the agent's events are cut unless a request says otherwise.
         working_memory: None for an agent whose users have none.
-        metadata: the caller's own; kept and returned, never read.
+        metadata: the caller's own, at most 16 KiB as JSON; kept and returned, never read.
     """
 
     id: str
@@ -73,7 +77,7 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: Annotated[str, Meta(max_length=200)] = ""
     description: Annotated[str, Meta(max_length=2000)] = ""
     system: Annotated[str, Meta(max_length=MAX_INSTRUCTIONS_CHARS)] = "You are a helpful assistant."
-    tools: tuple[str, ...] = ()
+    tools: Annotated[tuple[ToolName, ...], Meta(max_length=128)] = ()
     max_steps: Annotated[int, Meta(ge=1, le=100)] = 5
     max_tool_calls: Annotated[int, Meta(ge=0, le=1000)] = 10
     deadlines: Deadlines = Deadlines()
@@ -87,5 +91,8 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 f"the id {self.id!r} is not up to 100 letters, digits and . _ : - that begin with a letter or digit"
             )
+        size = len(msgspec.json.encode(self.metadata))
+        if size > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata is {size} bytes of JSON, over {MAX_METADATA_BYTES}")
         if self.working_memory is not None and not self.memory.enabled:
             raise ValueError("an agent whose memory is not enabled has no working_memory")

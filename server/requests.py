@@ -15,7 +15,7 @@ from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, R
 from engine.agent import DEFAULT_SESSION
 
 from .errors import ApiError
-from .json_depth import MAX_JSON_DEPTH, is_too_deep
+from .json_depth import nesting_fault
 from .principal import NAME
 
 JSON_MEDIA_TYPE = "application/json"
@@ -23,6 +23,8 @@ MAX_BODY_BYTES = 2**20
 MAX_MESSAGE_CHARS = 200_000
 BODY_SECONDS = 20
 SESSION_ID = r"[A-Za-z0-9._:-]{1,100}"
+
+_PLACE = re.compile(r" - at `\$\.([^`]+)`$")
 
 UserId: TypeAlias = Annotated[str, Meta(pattern=f"^{NAME}$")]
 OnDisconnect: TypeAlias = Literal["cancel", "grace", "continue"]
@@ -109,12 +111,17 @@ async def read_json(request: Request, kind: type[Body], media_types: Sequence[st
         raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"send the body as Content-Type: {media_types[0]}")
     body = await request.get_data(cache=False)
     assert isinstance(body, bytes), "no text was asked for"
+    if fault := nesting_fault(body):
+        raise ApiError(400, "INVALID_JSON", f"the body {fault}")
     try:
-        decoded = msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise ApiError(422, "VALIDATION_ERROR", str(error)) from error
+        raise ApiError(422, "VALIDATION_ERROR", str(error), _place(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "INVALID_JSON", f"the body is not valid JSON: {error}") from error
-    if is_too_deep(body):
-        raise ApiError(400, "INVALID_JSON", f"the body nests deeper than {MAX_JSON_DEPTH} levels")
-    return decoded
+
+
+def _place(fault: str) -> dict[str, str] | None:
+    """The field that msgspec's text ends with, as details; None for the whole body."""
+    match = _PLACE.search(fault)
+    return None if match is None else {"field": match[1]}

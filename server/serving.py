@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
@@ -78,6 +81,15 @@ class _Http11(H11Protocol):
         await super().handle(event)
         if isinstance(self.stream, WSStream) and self.stream.closed:
             await self.send(Closed())  # refused with a 400, after which Hypercorn would wait for the client
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Pass on what the app says; an answer to a body that is still to come is the connection's last, and says so.
+
+        Without, Hypercorn only closes it, and the next request of a client that keeps connections finds it dead.
+        """
+        if isinstance(event, Response) and event.status_code >= 200 and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""

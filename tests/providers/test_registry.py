@@ -213,7 +213,49 @@ def test_fallbacks_become_one_chain_in_their_order() -> None:
 
 def test_a_fallback_has_no_fallbacks_of_its_own() -> None:
     nested = ModelConfig(provider="ollama", fallbacks=(ModelConfig(provider="ollama"),))
-    assert "no fallbacks of its own" in refusal({"provider": "ollama", "fallbacks": (nested,)})
+    with pytest.raises(ValueError, match="no fallbacks of its own"):
+        ModelConfig(provider="ollama", fallbacks=(nested,))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": -0.1},
+        {"temperature": 2.1},
+        {"max_tokens": 0},
+        {"max_tokens": 1_000_001},
+        {"retries": -1},
+        {"retries": 11},
+        {"connect": 0},
+        {"first_token": 3600.5},
+        {"hedge_after": 0},
+        {"hedge_after": 1e9},
+        {"fallbacks": [{"provider": "ollama"}] * 9},
+        {"model": "m" * 201},
+        {"provider": "p" * 201},
+        {"base_url": "https://" + "h" * 2000},
+        {"api_key_env": "K" * 201},
+    ],
+    ids=repr,
+)
+def test_every_setting_has_bounds_and_a_refusal_names_it(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(msgspec.ValidationError, match=rf"\$\.{name}"):
+        msgspec.convert({"provider": "ollama", **setting}, ModelConfig)
+
+
+def test_the_bounds_themselves_may_be_set() -> None:
+    whole = {
+        "provider": "ollama",
+        "temperature": 2,
+        "max_tokens": 1_000_000,
+        "retries": 10,
+        "connect": 3600,
+        "first_token": 0.001,
+        "hedge_after": 3600,
+        "fallbacks": [{"provider": "ollama"}] * 8,
+    }
+    assert msgspec.convert(whole, ModelConfig).retries == 10
 
 
 def test_a_broken_fallback_is_refused_when_the_agent_is_made() -> None:

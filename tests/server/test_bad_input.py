@@ -56,13 +56,13 @@ NOT_JSON = {
     "lone low surrogate in metadata": b'{"message":"hi","metadata":{"\\udc00x":1}}',
     "deep nesting in metadata": b'{"message":"hi","metadata":{"x":' + b"[" * 100_000,
     "deep nesting of objects": b'{"message":"hi","metadata":' + b'{"x":' * 100_000,
+    "deep nesting of nothing else": b"[" * 100_000,
     "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
 }
 
 WRONG_SHAPE = {
     "array": b"[]",
     "array of bodies": b'[{"message":"hi"}]',
-    "deep nesting": b"[" * 100_000,
     "string": b'"hi"',
     "null": b"null",
     "number": b"1",
@@ -191,8 +191,28 @@ async def test_a_body_that_is_declared_too_large_is_413_before_it_is_read(autoju
         head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: lumos\r\nContent-Type: application/json\r\n"
         answer = await client.ask(f"{head}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
         assert_refused(answer, 413, "PAYLOAD_TOO_LARGE")
+        assert answer.headers["connection"] == "close"
         assert await client.read_to_end() == b""
         assert trio.current_time() == 0
+
+
+async def test_a_client_that_keeps_connections_asks_on_after_a_413(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.add_agent(provider=ScriptedProvider((1, text("hi"))))
+        for _ in range(3):
+            response = await world.client.post(WHOLE_URL, content=b"x" * (8 * MAX_BODY_BYTES), headers=JSON)
+            assert_refused(response, 413, "PAYLOAD_TOO_LARGE")
+            assert response.headers["Connection"] == "close"
+            good = await world.client.post(WHOLE_URL, json={"message": "hi"})
+            assert good.status_code == 200
+            assert "Connection" not in good.headers
+
+
+async def test_a_refusal_of_a_body_that_is_read_keeps_the_connection(autojump_clock: MockClock) -> None:
+    async with world_that_starts_no_run() as world, raw_client(world) as client:
+        for _ in range(3):
+            answer = await client.ask(request_bytes("POST", CHAT_PATH, b"[]"))
+            assert "connection" not in answer.headers
 
 
 async def test_a_chunked_body_is_413_once_it_is_too_large(autojump_clock: MockClock) -> None:

@@ -15,7 +15,7 @@ from werkzeug.datastructures import Headers
 from server.cors import Cors, parse_origin
 from server.errors import ApiError
 from server.guard import BindingRefusedError, RequestGuard, check_binding
-from server.json_depth import MAX_JSON_DEPTH, is_too_deep
+from server.json_depth import MAX_JSON_DEPTH, MAX_JSON_PARTS, nesting_fault
 from server.sockets import listen_tcp
 from tests.server.doors import HOST, URL, open_door
 
@@ -425,8 +425,8 @@ def nested(levels: int, opening: str = "[", closing: str = "]", core: str = "") 
 def test_levels_are_counted_exactly(opening: str, closing: str, core: str) -> None:
     step = opening.replace('"["', "").count("[") + opening.count("{")
     deepest = MAX_JSON_DEPTH // step
-    assert not is_too_deep(nested(deepest, opening, closing, core))
-    assert is_too_deep(nested(deepest + 1, opening, closing, core))
+    assert nesting_fault(nested(deepest, opening, closing, core)) is None
+    assert nesting_fault(nested(deepest + 1, opening, closing, core))
 
 
 def depth_of(value: object) -> int:
@@ -445,7 +445,29 @@ JSON = st.recursive(
 @given(value=JSON, limit=st.integers(0, 6), ascii_only=st.booleans(), indent=st.none() | st.just(1))
 def test_brackets_in_strings_do_not_count(value: object, limit: int, ascii_only: bool, indent: int | None) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
-    assert is_too_deep(body, limit) == (depth_of(value) > limit)
+    assert (nesting_fault(body, limit) is not None) == (depth_of(value) > limit)
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", '{"a":1},', "[[]],", '"",[],'])
+def test_a_body_has_a_bounded_number_of_parts(part: str) -> None:
+    parts = part.count("[") + part.count("{")
+    most = (MAX_JSON_PARTS - 1) // parts
+    assert nesting_fault(f"[{part * most}1]".encode()) is None
+    assert nesting_fault(f"[{part * (most + 1 + parts)}1]".encode())
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '[{"a":"b"},' * 15_000, '\\"[' * 30_000])
+def test_brackets_in_a_message_are_text(text: str) -> None:
+    assert nesting_fault(json.dumps({"message": text}).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'["' + b'","['.join([b""] * 200_000), b'["\\\\"' + b',["\\\\"' * 150_000, b"[" * 2**20, b"[]," * 300_000],
+    ids=["strings", "backslashes", "open", "flat"],
+)
+def test_a_hostile_body_is_told_without_taking_it_apart(body: bytes) -> None:
+    assert nesting_fault(body)
 
 
 @pytest.mark.parametrize("levels", [MAX_JSON_DEPTH, MAX_JSON_DEPTH + 1, 900, 1100, 100_000])
