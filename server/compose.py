@@ -48,6 +48,9 @@ DEFAULT_DATABASE_URL = "sqlite:///lumos.db"
 CLEANUP_SECONDS = 5.0
 """What tasks that do not let themselves be cancelled (a tool of somebody's) get before the process leaves them."""
 
+FLUSH_SECONDS = 4.0
+"""What turns that the store did not take get when the server ends; within ``CLEANUP_SECONDS``."""
+
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``lumos serve`` takes. Times in seconds.
@@ -114,13 +117,18 @@ async def run_server(settings: ServerSettings) -> None:
             factory = AgentFactory(database, os.environ, client, tools, traces=collector)
             make_services = _services(settings, declared, database, factory, tools, traces, keyed=keyed)
             listeners = _listen(settings, keyed)
-            async with trio.open_nursery() as background, trio.open_nursery() as runs:
-                await background.start(servers.run)
-                if factory.memories is not None:
-                    background.start_soon(factory.memories.backlog.work)
-                await _serve_until_signal(make_services(RunSupervisor(runs, RunLogger())), listeners, settings)
-                leaving.enter_context(_leave_after(CLEANUP_SECONDS))
-                background.cancel_scope.cancel(reason="the server has ended")  # and the runs with it
+            memories = factory.memories
+            assert memories is not None, "there is a database"
+            async with trio.open_nursery() as keeping:
+                keeping.start_soon(memories.unsaved.work)
+                async with trio.open_nursery() as background, trio.open_nursery() as runs:
+                    await background.start(servers.run)
+                    background.start_soon(memories.backlog.work)
+                    await _serve_until_signal(make_services(RunSupervisor(runs, RunLogger())), listeners, settings)
+                    leaving.enter_context(_leave_after(CLEANUP_SECONDS))
+                    background.cancel_scope.cancel(reason="the server has ended")  # and the runs with it
+                await memories.unsaved.flush(FLUSH_SECONDS)  # the last runs' turns too
+                keeping.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
 
 

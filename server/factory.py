@@ -66,7 +66,8 @@ class AgentFactory:
 
     Attributes:
         memories: what its agents' memories share; None without a database, and then its agents have no memory. A
-            server runs its ``backlog.work()`` in a task, else nothing is recalled by meaning.
+            server runs its ``backlog.work()`` in a task, else nothing is recalled by meaning, and ``unsaved.work()``,
+            else what the store does not take at once is never kept.
     """
 
     def __init__(

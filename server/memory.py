@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import structlog
 import trio
 from sqlalchemy import Connection
 
@@ -22,6 +24,8 @@ from .pending import PendingSaves
 from .records import MemorySettings, WorkingMemorySettings
 from .store import history, memories, rows, turns
 from .store.database import Database
+from .store.errors import StoreUnavailableError
+from .unsaved_turns import UnsavedTurns
 from .working_memory import patch_document, read_document
 
 MAX_FACT_CHARS = 4000
@@ -34,12 +38,15 @@ EMBEDDING_SHARE = 0.75
 SEARCH_EMBEDDING_SECONDS = 5.0
 MAX_SEARCHED = 200
 
+_logger = structlog.get_logger("lumos")
+
 
 @dataclass(frozen=True)
 class MemoryStore:
     """What all memories of a server share. Whoever opened the database closes it.
 
-    Vectors of new memories are made where somebody runs ``backlog.work()``.
+    Vectors of new memories are made where somebody runs ``backlog.work()``; turns that the store did not take at once
+    are kept where somebody runs ``unsaved.work()``.
     """
 
     database: Database
@@ -47,6 +54,10 @@ class MemoryStore:
     backlog: EmbeddingBacklog = field(default_factory=EmbeddingBacklog)
     clock: Callable[[], datetime] = utc_now
     new_id: Callable[[], str] = random_run_id
+    unsaved: UnsavedTurns = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unsaved", UnsavedTurns(self.pending))
 
     def now(self) -> str:
         """The time as the store keeps it."""
@@ -138,9 +149,23 @@ class StoredMemory:
         return await self._database.write(patch_document, self._scope, self._working, patch, self._store.now())
 
     async def save_turn(self, turn: TurnRecord) -> None:
-        """Keep what the run said; see ``Memory``. From the call on, with no checkpoint before, its readers wait."""
+        """Keep what the run said; see ``Memory``. From the call on, with no checkpoint before, its readers wait.
+
+        What the store does not take now, or not before this is cancelled, is left to ``MemoryStore.unsaved``.
+        """
         with self._store.pending.saving(self._session):
-            await self._database.write(turns.save_turn, turn, self._store.now())
+            save = partial(self._save, turn, self._store.now())
+            try:
+                await save()
+            except StoreUnavailableError as error:
+                _logger.warning("turn.not_kept_yet", run_id=turn.run_id, reason=str(error))
+                self._store.unsaved.add(self._session, turn, save)
+            except trio.Cancelled:
+                self._store.unsaved.add(self._session, turn, save)
+                raise
+
+    async def _save(self, turn: TurnRecord, now: str) -> None:
+        await self._database.write(turns.save_turn, turn, now)
         if self._meaning is not None:
             self._store.backlog.add(self._scope, self._meaning)
 

@@ -1,4 +1,4 @@
-"""Turns that are just being kept: who reads their session waits for them, but not for ever."""
+"""Turns that are yet to be kept: who reads their session waits for them, but not for ever."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import trio
 
 PENDING_SECONDS = 5.0
-"""How long a session's next turn waits for its last one. A store that is slower has lost the order anyway."""
+"""How long a session's next turn waits for its last one. What is kept later is in the history from then on."""
 
 
 class _Pending:
@@ -18,7 +18,7 @@ class _Pending:
 
 
 class PendingSaves:
-    """What is under way in this process, by session; it holds a session only while it is being saved."""
+    """What is under way in this process, by session; it holds a session only until its turns are saved, or given up."""
 
     def __init__(self) -> None:
         self._sessions: dict[Hashable, _Pending] = {}
@@ -30,15 +30,23 @@ class PendingSaves:
     @contextmanager
     def saving(self, session: Hashable) -> Iterator[None]:
         """While the block runs, the session's readers wait. Entering it does not block: no reader can slip through."""
-        pending = self._sessions.setdefault(session, _Pending())
-        pending.count += 1
+        self.hold(session)
         try:
             yield
         finally:
-            pending.count -= 1
-            if not pending.count:
-                del self._sessions[session]
-                pending.over.set()
+            self.release(session)
+
+    def hold(self, session: Hashable) -> None:
+        """The session's readers wait, until each who holds it has released it once."""
+        self._sessions.setdefault(session, _Pending()).count += 1
+
+    def release(self, session: Hashable) -> None:
+        """A turn of the session is kept, or will never be."""
+        pending = self._sessions[session]
+        pending.count -= 1
+        if not pending.count:
+            del self._sessions[session]
+            pending.over.set()
 
     async def wait_saved(self, session: Hashable, seconds: float = PENDING_SECONDS) -> bool:
         """Wait until nothing of the session is being saved; False if that took too long. A checkpoint."""
