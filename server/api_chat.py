@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import Literal
 
@@ -81,13 +82,36 @@ async def start_run(call: Call[ChatRequest, None]) -> Run:
     agent = await find_chat_agent(call, user_id)
     spec = call.body.run_spec(agent, services.resume_grace)
     if services.gatekeeper is None:
-        return await _start(call, spec)
+        return await _start_admitted(call, spec)
     slot = await services.gatekeeper.open_run(caller)
     try:
-        return await _start(call, msgspec.structs.replace(spec, on_ended=slot.run_ended))
+        return await _start_admitted(call, spec, slot.run_ended)
     except BaseException:
         slot.close()
         raise
+
+
+async def _start_admitted(call: Call[ChatRequest, None], spec: RunSpec, *on_ended: Callable[[Run], None]) -> Run:
+    """Start the run once this worker has a place for it; the run gives the place back at its end."""
+    _check_not_draining(call.services.supervisor)
+    if call.services.admission is None:
+        return await _start(call, _telling(spec, *on_ended))
+    place = await call.services.admission.enter(call.caller.key_id)
+    try:
+        return await _start(call, _telling(spec, place.run_ended, *on_ended))
+    except BaseException:
+        place.close()
+        raise
+
+
+def _telling(spec: RunSpec, *listeners: Callable[[Run], None]) -> RunSpec:
+    """The spec of a run whose end all of these hear of."""
+
+    def tell(run: Run) -> None:
+        for listener in listeners:
+            listener(run)
+
+    return msgspec.structs.replace(spec, on_ended=tell) if listeners else spec
 
 
 async def _start(call: Call[ChatRequest, None], spec: RunSpec) -> Run:

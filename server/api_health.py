@@ -17,10 +17,17 @@ class Alive(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The server takes new runs."""
+    """The server takes new runs.
+
+    Attributes:
+        queued_runs: starts that wait for one of the worker's places.
+        saturated: whether all places are taken. That is no refusal yet: it waits, and streams can be read.
+    """
 
     status: Literal["ok"]
     active_runs: int
+    queued_runs: int
+    saturated: bool
 
 
 async def live(_: Call[None, None]) -> Alive:
@@ -32,7 +39,13 @@ async def ready(call: Call[None, None]) -> Ready:
     """Whether the server takes new runs."""
     if call.services.supervisor.draining:
         raise draining()
-    return Ready("ok", call.services.supervisor.active_runs)
+    admission = call.services.admission
+    return Ready(
+        "ok",
+        call.services.supervisor.active_runs,
+        queued_runs=0 if admission is None else admission.queued,
+        saturated=admission is not None and admission.saturated,
+    )
 
 
 ROUTES = (

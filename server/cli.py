@@ -27,6 +27,7 @@ T = TypeVar("T")
 _REPLAY = "LUMOS_REPLAY_"
 """The mock's own variables: it often runs beside ``lumos serve``."""
 
+_AT_LEAST_ONE = click.IntRange(min=1)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -79,10 +80,16 @@ def main() -> None:
 @option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")
 @option("--allow-provider-host", multiple=True, help="Host that tenants' admins may set as base_url. May be repeated.")
 @option("--allow-key-variable", multiple=True, help="Variable that they may name for a key. May be repeated.")
+@option("--max-runs", default=1000, show_default=True, type=_AT_LEAST_ONE, help="Runs at once.")
+@option("--queue", default=100, show_default=True, type=click.IntRange(min=0), help="Starts that wait for a place.")
+@option("--queue-seconds", default=5.0, show_default=True, type=seconds, help="How long they wait before a 503.")
+@option("--max-connections", default=10_000, show_default=True, type=_AT_LEAST_ONE, help="Connections at once.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
+    from .admission import AdmissionLimits
     from .compose import ServerSettings, run_server
     from .logs import configure_logging
+    from .serving import ServingLimits
 
     configure_logging(log_level)
     settings = ServerSettings(
@@ -95,6 +102,10 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
         cors_origins=options["cors_origin"],
         allowed_provider_hosts=options["allow_provider_host"],
         allowed_key_variables=options["allow_key_variable"],
+        admission=AdmissionLimits(
+            runs=options["max_runs"], queue=options["queue"], queue_seconds=options["queue_seconds"]
+        ),
+        limits=ServingLimits(connections=options["max_connections"]),
     )
     try:
         run(run_server, settings)

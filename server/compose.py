@@ -20,6 +20,7 @@ from engine.run import utc_now
 from engine.trace import InMemoryTraces
 from providers.http import open_client
 
+from .admission import Admission, AdmissionLimits
 from .agents import AgentsFile, AgentsFileError, read_whole_agents_file
 from .app import create_app
 from .auth import Gatekeeper
@@ -33,7 +34,7 @@ from .provider_policy import ProviderPolicy
 from .records import AgentRecord
 from .services import Services
 from .serving import ServingLimits, serve
-from .sockets import SocketListener, listen_tcp
+from .sockets import SocketListener, listen_tcp, raise_descriptor_limit
 from .store.database import Database
 from .store.keys import any_keys
 from .store.turns import interrupt_runs
@@ -58,6 +59,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
         traces: how many runs' traces are kept in memory.
+        admission: how many runs this worker takes.
     """
 
     host: str = "127.0.0.1"
@@ -70,6 +72,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_provider_hosts: tuple[str, ...] = ()
     allowed_key_variables: tuple[str, ...] = ()
     traces: int = 200
+    admission: AdmissionLimits = AdmissionLimits()
     limits: ServingLimits = ServingLimits()
 
 
@@ -91,6 +94,7 @@ async def run_server(settings: ServerSettings) -> None:
         OSError: the address cannot be bound.
         SettingsError: what should be an origin, a host or a variable is none.
     """
+    raise_descriptor_limit()
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
     with (
         ExitStack() as leaving,
@@ -122,6 +126,7 @@ async def run_server(settings: ServerSettings) -> None:
                     factory=factory,
                     database=database,
                     gatekeeper=gatekeeper,
+                    admission=Admission(settings.admission),
                     guard=RequestGuard(gatekeeper.is_keyed, cors),
                     traces=traces,
                     tools=tools,

@@ -13,6 +13,7 @@ from engine import BasicAgent, RunSupervisor
 from engine.run import utc_now
 from engine.trace import InMemoryTraces
 
+from .admission import Admission
 from .auth import Gatekeeper
 from .availability import or_unavailable
 from .directory import AgentDirectory
@@ -39,6 +40,7 @@ class Services:
         factory: makes those agents; goes with ``directory``.
         database: where agents, sessions and memories are; None for a server that keeps nothing.
         gatekeeper: says who asks; None takes everybody for the local user.
+        admission: says whether this worker has room for a run; None takes any number.
         guard: refuses what a web page elsewhere may have sent; None refuses nothing.
         tools: what agents may name; None for a server that tells of none.
         policy, environment: where the agents that come through the API may send which secrets.
@@ -53,6 +55,7 @@ class Services:
     factory: AgentFactory | None = None
     database: Database | None = None
     gatekeeper: Gatekeeper | None = None
+    admission: Admission | None = None
     guard: RequestGuard | None = None
     tools: ToolRegistry | None = None
     policy: ProviderPolicy = field(default_factory=ProviderPolicy)

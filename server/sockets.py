@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
 from collections import deque
@@ -103,6 +104,12 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         while self._accepted:
             self._accepted.popleft().reset()
         await trio.lowlevel.checkpoint()
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: the usual 1,024 are fewer than the connections it takes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def listen_tcp(host: str, port: int) -> list[SocketListener]:

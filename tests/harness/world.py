@@ -18,6 +18,7 @@ from providers.http import open_client
 from providers.openai_chat import OpenAIChatProvider
 from providers.recording import Recording
 from providers.sse import SSEParser
+from server.admission import Admission
 from server.app import Services, create_app
 from server.auth import Gatekeeper
 from server.directory import AgentDirectory
@@ -174,10 +175,12 @@ class Answer:
 
 
 @asynccontextmanager
-async def open_world(limits: ServingLimits | None = None, *, window: int = 65_536) -> AsyncIterator[World]:
+async def open_world(
+    limits: ServingLimits | None = None, *, window: int = 65_536, admission: Admission | None = None
+) -> AsyncIterator[World]:
     """A world with Lumos serving at ``LUMOS``; its agents are added by the test. All is gone after the block."""
     async with _open_world(window) as world:
-        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0), limits)
+        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0, admission=admission), limits)
         yield world
 
 
