@@ -48,6 +48,7 @@ class PathId:
 PATH_IDS: Mapping[str, PathId] = {
     "agent_id": PathId("agent", AGENT_ID),
     "run_id": PathId("run", r"[A-Za-z0-9_-]{1,64}"),
+    "batch_id": PathId("batch", r"[A-Za-z0-9_-]{1,64}"),
     "session_id": PathId("session", SESSION_ID),
     "memory_id": PathId("memory", r"[A-Za-z0-9._:-]{1,100}"),
 }

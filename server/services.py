@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection
@@ -16,11 +17,13 @@ from engine.trace import InMemoryTraces
 from .admission import Admission
 from .auth import Gatekeeper
 from .availability import or_unavailable
+from .batches import BatchDirectory
 from .directory import AgentDirectory
 from .errors import ApiError
 from .factory import AgentFactory
 from .guard import RequestGuard
 from .provider_policy import ProviderPolicy
+from .run_directory import RunDirectory, RunSource
 from .store.database import Database
 from .tool_registry import ToolRegistry
 
@@ -44,6 +47,7 @@ class Services:
         guard: refuses what a web page elsewhere may have sent; None refuses nothing.
         tools: what agents may name; None for a server that tells of none.
         policy, environment: where the agents that come through the API may send which secrets.
+        sources: where runs are that are not in memory here, in the order in which they are asked.
         traces: kept of runs; None for a server that keeps none.
         clock: the wall clock.
     """
@@ -60,8 +64,19 @@ class Services:
     tools: ToolRegistry | None = None
     policy: ProviderPolicy = field(default_factory=ProviderPolicy)
     environment: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[RunSource, ...] = ()
     traces: InMemoryTraces | None = None
     clock: Callable[[], datetime] = utc_now
+
+    @cached_property
+    def batches(self) -> BatchDirectory:
+        """The batches over this worker's runs."""
+        return BatchDirectory(self.supervisor)
+
+    @cached_property
+    def runs(self) -> RunDirectory:
+        """Every run that can be found from here."""
+        return RunDirectory(self.supervisor, self.sources)
 
     def now(self) -> str:
         """The time as the store keeps it."""

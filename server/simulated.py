@@ -27,6 +27,8 @@ def create_streaming_events(entries: list[LogEntry]) -> Iterator[Event]:
 class SimulatedBody(EventStreamBody):
     """Says nothing but heartbeats until the run is over, then everything, as fast as it is read."""
 
+    _log: RunLog
+
     def __init__(self, log: RunLog) -> None:
         super().__init__(log, after=0)
         self._said = False

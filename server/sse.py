@@ -13,7 +13,7 @@ from quart.typing import ResponseTypes
 from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from engine import RunLog
+from engine.log import EventLog
 
 from .errors import ApiError
 
@@ -36,7 +36,7 @@ class EventStreamBody(ResponseBody):
     that no proxy takes it for dead; nothing is sent while the client does not read.
     """
 
-    def __init__(self, log: RunLog, after: int) -> None:
+    def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
         self._after = after
         self._pieces: Iterator[bytes] = iter(())
@@ -106,7 +106,7 @@ def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict
     return response
 
 
-def requested_cursor(request: Request, log: RunLog) -> int:
+def requested_cursor(request: Request, log: EventLog) -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
 
     Raises:
@@ -122,7 +122,7 @@ def requested_cursor(request: Request, log: RunLog) -> int:
     return cursor
 
 
-def _number_of_event(event_id: str, log: RunLog) -> int:
+def _number_of_event(event_id: str, log: EventLog) -> int:
     run_id, _, seq = event_id.rpartition(".")
     if run_id != log.run_id:
         raise _bad_cursor("Last-Event-ID is not an event of this run")

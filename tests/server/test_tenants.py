@@ -48,6 +48,10 @@ CASES: dict[str, Case] = {
     "get_run_events": Case(),
     "stop_run": Case(),
     "get_run_trace": Case(),
+    "batch_stream": Case(200, {"requests": [{"agent_id": "helper", "message": "hi"}]}),
+    "get_batch": Case(),
+    "get_batch_events": Case(),
+    "stop_batch": Case(),
     "create_agent": Case(201, RECORD),
     "list_agents": SEEN_BY_ALL,
     "get_agent": Case(),
@@ -112,7 +116,8 @@ class Scene:
         paths = ("chat/history", "sessions", "memories", "working-memory")
         seen = [await self.ada.data("GET", f"{agent}/{path}") for path in paths]
         run = await self.ada.data("GET", f"/runs/{self.ids['run_id']}")
-        return [*seen, run["status"]]
+        batch = await self.ada.data("GET", f"/batch/{self.ids['batch_id']}")
+        return [*seen, run["status"], batch["status"], batch["last_seq"]]
 
     def path(self, route: Route) -> str:
         """The route's path to Ada's things, under ``/api/v1`` if it is there."""
@@ -133,8 +138,13 @@ async def scene(*, shared: bool = False) -> AsyncIterator[Scene]:
         await ada.chat(agent_id, f"tell me of {SECRET}", session_id="moon")
         memory = await ada.data("POST", f"/agents/{agent_id}/memories", 201, json={"text": SECRET})
         await ada.data("PUT", f"/agents/{agent_id}/working-memory", json={"topic": SECRET})
-        run_id = await _run_under_way(ada)
-        ids = {"agent_id": agent_id, "run_id": run_id, "session_id": "moon", "memory_id": memory["id"]}
+        ids = {
+            "agent_id": agent_id,
+            "run_id": await _run_under_way(ada),
+            "batch_id": await _batch_under_way(ada),
+            "session_id": "moon",
+            "memory_id": memory["id"],
+        }
         yield Scene(world, ada, ids)
 
 
@@ -143,6 +153,12 @@ async def _run_under_way(ada: Caller) -> str:
     request = ada.open("POST", "/agents/slow/chat/lumosai/stream", json=body)
     async with request as response:
         return str(response.headers["X-Run-Id"])
+
+
+async def _batch_under_way(ada: Caller) -> str:
+    body = {"requests": [{"agent_id": "slow", "message": "hi"}], "on_disconnect": "continue"}
+    async with ada.open("POST", "/batch/stream", json=body) as response:
+        return str(response.headers["X-Batch-Id"])
 
 
 def _by_name(route: Route) -> str:
