@@ -83,6 +83,7 @@ def main() -> None:
 @option("--max-runs", default=1000, show_default=True, type=_AT_LEAST_ONE, help="Runs at once.")
 @option("--queue", default=100, show_default=True, type=click.IntRange(min=0), help="Starts that wait for a place.")
 @option("--queue-seconds", default=5.0, show_default=True, type=seconds, help="How long they wait before a 503.")
+@option("--share-secret", default="", help="Signs share links, 16 characters or more.  [default: random, till the end]")
 @option("--max-connections", default=10_000, show_default=True, type=_AT_LEAST_ONE, help="Connections at once.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
@@ -105,6 +106,7 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
         admission=AdmissionLimits(
             runs=options["max_runs"], queue=options["queue"], queue_seconds=options["queue_seconds"]
         ),
+        share_secret=options["share_secret"],
         limits=ServingLimits(connections=options["max_connections"]),
     )
     try:

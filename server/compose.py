@@ -34,6 +34,7 @@ from .provider_policy import ProviderPolicy
 from .records import AgentRecord
 from .services import Services
 from .serving import ServingLimits, serve
+from .share_links import BadSecretError, ShareLinks
 from .sockets import SocketListener, listen_tcp, raise_descriptor_limit
 from .store.database import Database
 from .store.keys import any_keys
@@ -60,6 +61,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
         traces: how many runs' traces are kept in memory.
         admission: how many runs this worker takes.
+        share_secret: signs share links; empty for a random one of this process.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +75,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_key_variables: tuple[str, ...] = ()
     traces: int = 200
     admission: AdmissionLimits = AdmissionLimits()
+    share_secret: str = ""
     limits: ServingLimits = ServingLimits()
 
 
@@ -95,6 +98,7 @@ async def run_server(settings: ServerSettings) -> None:
         SettingsError: what should be an origin, a host or a variable is none.
     """
     raise_descriptor_limit()
+    links = _share_links(settings)
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
     with (
         ExitStack() as leaving,
@@ -127,6 +131,7 @@ async def run_server(settings: ServerSettings) -> None:
                     database=database,
                     gatekeeper=gatekeeper,
                     admission=Admission(settings.admission),
+                    share_links=links,
                     guard=RequestGuard(gatekeeper.is_keyed, cors),
                     traces=traces,
                     tools=tools,
@@ -145,6 +150,13 @@ def _end_runs_of_the_dead(c: Connection) -> None:
     now = utc_now().isoformat(timespec="microseconds")
     if interrupted := interrupt_runs(c, now, started_before=now):
         _logger.warning("runs.interrupted", runs=interrupted)
+
+
+def _share_links(settings: ServerSettings) -> ShareLinks:
+    try:
+        return ShareLinks(settings.share_secret)
+    except BadSecretError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy]:
@@ -171,7 +183,10 @@ async def _serve_until_signal(services: Services, listeners: list[SocketListener
         _tune_garbage_collector()
         agents = [record.id for record in services.directory.operators()] if services.directory else []
         database = services.database.name if services.database else None
-        _logger.info("server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database)
+        links = "lasting" if services.share_links and services.share_links.lasting else "until this process ends"
+        _logger.info(
+            "server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database, share_links=links
+        )
         async with trio.open_nursery() as watching:
             watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping)
             await serve(create_app(services), listeners, stopping, settings.limits)

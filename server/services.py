@@ -24,6 +24,7 @@ from .factory import AgentFactory
 from .guard import RequestGuard
 from .provider_policy import ProviderPolicy
 from .run_directory import RunDirectory, RunSource
+from .share_links import ShareLinks
 from .store.database import Database
 from .tool_registry import ToolRegistry
 
@@ -44,6 +45,7 @@ class Services:
         database: where agents, sessions and memories are; None for a server that keeps nothing.
         gatekeeper: says who asks; None takes everybody for the local user.
         admission: says whether this worker has room for a run; None takes any number.
+        share_links: signs links to runs; None makes none.
         guard: refuses what a web page elsewhere may have sent; None refuses nothing.
         tools: what agents may name; None for a server that tells of none.
         policy, environment: where the agents that come through the API may send which secrets.
@@ -60,6 +62,7 @@ class Services:
     database: Database | None = None
     gatekeeper: Gatekeeper | None = None
     admission: Admission | None = None
+    share_links: ShareLinks | None = None
     guard: RequestGuard | None = None
     tools: ToolRegistry | None = None
     policy: ProviderPolicy = field(default_factory=ProviderPolicy)

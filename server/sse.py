@@ -113,7 +113,7 @@ def requested_cursor(request: Request, log: EventLog) -> int:
         ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
     """
     cursors = {_number_of_event(event_id, log) for event_id in request.headers.getlist("Last-Event-ID") if event_id}
-    cursors |= {_sequence_number(text) for text in request.args.getlist("after")}
+    cursors |= {sequence_number(text) for text in request.args.getlist("after")}
     if len(cursors) > 1:
         raise _bad_cursor("the request has two cursors that differ")
     cursor = cursors.pop() if cursors else 0
@@ -126,10 +126,15 @@ def _number_of_event(event_id: str, log: EventLog) -> int:
     run_id, _, seq = event_id.rpartition(".")
     if run_id != log.run_id:
         raise _bad_cursor("Last-Event-ID is not an event of this run")
-    return _sequence_number(seq)
+    return sequence_number(seq)
 
 
-def _sequence_number(text: str) -> int:
+def sequence_number(text: str) -> int:
+    """The number of an event.
+
+    Raises:
+        ApiError: 400, it is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise _bad_cursor("the cursor is no event number")
     return int(text)

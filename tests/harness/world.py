@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from server.keys import make_key
 from server.principal import KeyLimits
 from server.records import AgentRecord
 from server.serving import ServingLimits, serve
+from server.share_links import ShareLinks
 from server.store import keys as key_rows
 from server.store.database import Database
 from server.tool_registry import ToolRegistry
@@ -35,6 +37,9 @@ from tests.harness.vendor import Act, VendorServer, play_script
 
 LUMOS = ("lumos", 80)
 VENDOR = ("vendor", 80)
+EPOCH = datetime(2026, 11, 22, 12, tzinfo=UTC)
+"""What share links' wall clock says when trio's begins."""
+
 STREAM_URL = "http://lumos/api/v1/agents/demo/chat/lumosai/stream"
 
 _decode_event = msgspec.json.Decoder(Event).decode
@@ -81,6 +86,7 @@ class World:
         self.client = open_client(network.connect)
         self.stopping = trio.Event()
         self.database: Database | None = None
+        self.wall_clock: Callable[[], datetime] = lambda: EPOCH + timedelta(seconds=trio.current_time())
 
     def add_agent(
         self, agent_id: str = "demo", provider: Provider | None = None, *, in_chain: bool = False, **settings: Any
@@ -117,6 +123,7 @@ class World:
             tools=tools,
             environment=environment,
             traces=traces,
+            share_links=ShareLinks("a secret of this test", self.wall_clock),
         )
 
     async def add_vendor(self, recording: Recording) -> VendorServer:

@@ -47,6 +47,8 @@ CASES: dict[str, Case] = {
     "forget_run": Case(),
     "get_run_events": Case(),
     "stop_run": Case(),
+    "share_run": Case(body={}),
+    "get_shared_events": Case(),
     "get_run_trace": Case(),
     "batch_stream": Case(200, {"requests": [{"agent_id": "helper", "message": "hi"}]}),
     "get_batch": Case(),
@@ -141,6 +143,7 @@ async def scene(*, shared: bool = False) -> AsyncIterator[Scene]:
         ids = {
             "agent_id": agent_id,
             "run_id": await _run_under_way(ada),
+            "token": f"{'z' * 22}.9999999999.{'z' * 43}",  # of hers nobody can guess one
             "batch_id": await _batch_under_way(ada),
             "session_id": "moon",
             "memory_id": memory["id"],
@@ -221,7 +224,7 @@ async def test_without_a_key_nobody_gets_in(route: Route, autojump_clock: MockCl
         before = await its.everything()
         for headers in ({}, {"Authorization": "Bearer lumos_abcdefghijkl_" + "x" * 43}, {"X-API-Key": "nonsense"}):
             response = await its.world.client.request(route.method, f"{BASE}{path}", json=body, headers=headers)
-            assert response.status_code == (200 if route.open else 401), response.text
+            assert response.status_code == (CASES[route.name].status if route.open else 401), response.text
             if not route.open:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
                 assert response.json()["code"] == "UNAUTHORIZED"
