@@ -31,7 +31,11 @@ _FORMAT = "1"
 
 Representation: TypeAlias = Literal["text/event-stream", "application/json"]
 
-_REPRESENTATIONS: tuple[Representation, ...] = ("text/event-stream", "application/json")
+_CONTENT_TYPES: dict[Representation, str] = {
+    "text/event-stream": STREAM_HEADERS["Content-Type"],  # alone: nginx keeps nothing that it shall not buffer
+    "application/json": "application/json",
+}
+_REPRESENTATIONS = tuple(_CONTENT_TYPES)
 
 
 class Audience(msgspec.Struct, frozen=True):
@@ -131,11 +135,9 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
         if audience.public:
             entries = [_public(log.run_id, entry) for entry in entries if not isinstance(entry.event, _PRIVATE_EVENTS)]
         body = _RangeBody(_as_json(entries, after, until, log.last_seq) if kind == _REPRESENTATIONS[1] else entries)
-        response = Response(body, headers=STREAM_HEADERS | headers | {"Content-Type": kind})
+        response = Response(body, headers=headers | {"Content-Type": _CONTENT_TYPES[kind]})
         response.headers["Content-Length"] = str(body.size)
         response.timeout = None  # who reads slowly is cut by the stall limit
-        if kind == _REPRESENTATIONS[0]:
-            response.headers["Content-Type"] = STREAM_HEADERS["Content-Type"]
     response.headers["ETag"] = f'"{etag}"'
     return response
 
