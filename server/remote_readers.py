@@ -29,18 +29,16 @@ class RemoteReaders:
         self._find = find
         self._uploads = uploads
         self._lease = lease
-        self._heard_at: dict[str, float] = {}
-        self._workers: dict[str, set[str]] = defaultdict(set)
+        self._heard_at: dict[str, dict[str, float]] = defaultdict(dict)  # of each run: by worker, when
         self._reading: dict[str, trio.CancelScope] = {}
 
     def came(self, worker: str, run_ids: Iterable[str]) -> None:
         """The worker has readers of these runs, now."""
-        self._heard_at[worker] = trio.current_time()
         for run_id in run_ids:
             run = self._find(run_id)
             if run is None or run.log.ended:
                 continue
-            self._workers[run_id].add(worker)
+            self._heard_at[run_id][worker] = trio.current_time()
             if run_id not in self._reading:
                 self._reading[run_id] = scope = trio.CancelScope()
                 self._nursery.start_soon(self._read, run, scope, name=f"read {run_id} for others")
@@ -48,23 +46,24 @@ class RemoteReaders:
     def left(self, worker: str, run_ids: Iterable[str]) -> None:
         """The worker has no reader of these runs any more."""
         for run_id in run_ids:
-            workers = self._workers.get(run_id, set())
-            workers.discard(worker)
-            if not workers and run_id in self._reading:
+            heard_at = self._heard_at.get(run_id, {})
+            heard_at.pop(worker, None)
+            if not heard_at and run_id in self._reading:
                 self._reading.pop(run_id).cancel(reason="no reader elsewhere is left")
-                self._workers.pop(run_id, None)
+                self._heard_at.pop(run_id, None)
 
     def forgive(self) -> None:
         """There was an outage: who was heard before it counts as heard now."""
         now = trio.current_time()
-        self._heard_at = dict.fromkeys(self._heard_at, now)
+        for heard_at in self._heard_at.values():
+            heard_at.update(dict.fromkeys(heard_at, now))
 
     def drop_silent(self) -> None:
-        """The readers of workers that have not been heard for a lease are gone."""
-        now = trio.current_time()
-        for worker in [worker for worker, heard_at in self._heard_at.items() if now - heard_at > self._lease]:
-            del self._heard_at[worker]
-            self.left(worker, [run_id for run_id, workers in self._workers.items() if worker in workers])
+        """Readers that have not been heard of for a lease are gone."""
+        oldest = trio.current_time() - self._lease
+        for run_id, heard_at in list(self._heard_at.items()):
+            for worker in [worker for worker, at in heard_at.items() if at < oldest]:
+                self.left(worker, [run_id])
 
     async def _read(self, run: Run, scope: trio.CancelScope) -> None:
         with scope, run.log.attached():
@@ -75,6 +74,6 @@ class RemoteReaders:
                     seq = entries[-1].seq
         if not scope.cancel_called:
             self._reading.pop(run.id, None)
-            self._workers.pop(run.id, None)
+            self._heard_at.pop(run.id, None)
         if run.id not in self._reading:
             self._uploads.hurry(run.id, False)

@@ -16,7 +16,7 @@ import trio
 from engine import Owner, Run, RunSupervisor, TextDelta, UsageUpdate
 
 from .leases import Leases
-from .redis_link import Command, RedisAwayError, RedisLink
+from .redis_link import LONGEST_PAUSE_SECONDS, Command, RedisAwayError, RedisLink
 from .remote_log import RemoteLog, RemoteLogs
 from .remote_readers import RemoteReaders
 from .run_directory import GoneError, SourceUnavailableError
@@ -64,6 +64,7 @@ class SharedLog:
         self._inbox_at = b"0-0"
         self._news: dict[str, tuple[str, bool]] = {}
         self._wake_up = False
+        self._missing_since: dict[str, float] = {}
         self._any_news = trio.Event()
         self._ready = trio.Event()
         self.follow = self.uploads.follow
@@ -196,7 +197,12 @@ class SharedLog:
             commands = self._reading_mail(news)
             if wake_up:
                 commands.append(["XADD", inbox_key(self.worker), "MAXLEN", "~", INBOX_LENGTH, "*", "m", ""])
-            await self._link.ask_all(commands)
+            try:
+                await self._link.ask_all(commands)
+            except BaseException:
+                self._news = news | self._news
+                self._wake_up |= wake_up
+                raise
 
     def _reading_mail(self, news: dict[str, tuple[str, bool]]) -> list[list[str | bytes | int]]:
         by_worker: dict[tuple[str, bool], list[str]] = defaultdict(list)
@@ -210,14 +216,17 @@ class SharedLog:
     async def _look_after_readers(self) -> None:
         """Each third of a lease: tell of readers here again, forget those elsewhere, look whether runs are there."""
         self._readers.drop_silent()
+        now = trio.current_time()
         read_here = self.logs.read_here()
         facts = await self._link.ask_all([["HMGET", run_key(log.run_id), "worker", "status"] for log in read_here])
         for log, (worker, status) in zip(read_here, facts, strict=True):
-            if status is None or (status == b"forgotten" and not log.in_use):
-                self.logs.drop(log.run_id)
-            else:
+            if status is not None:
                 log.owner = worker.decode()
+                self._missing_since.pop(log.run_id, None)
                 self._note_reading(log, True)
+            elif now - self._missing_since.setdefault(log.run_id, now) > self._limits.lease + LONGEST_PAUSE_SECONDS:
+                del self._missing_since[log.run_id]
+                self.logs.drop(log.run_id)  # not lost in an outage: its worker would have written it again
 
     # What happens
 
@@ -238,6 +247,7 @@ class SharedLog:
             self._end_lost(run)
         self.worker = self.uploads.worker = self._new_name()
         self._inbox_at = b"0-0"
+        self._reading_link.renew()  # it waits at the old inbox
         return self.worker
 
     def _end_lost(self, run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -67,9 +67,9 @@ class Worker:
 
     async def find(self, run_id: str) -> SharedRun:
         """Another worker's run, once Redis knows of it."""
-        with trio.fail_after(LONG):  # noqa: ASYNC912 - may be there already
-            while (found := await self.shared.find(run_id)) is None:
-                await trio.sleep(0.01)
+        await eventually(lambda: self.shared.find(run_id))
+        found = await self.shared.find(run_id)
+        assert found is not None
         return found
 
     async def forget(self, run: Run) -> None:
@@ -97,7 +97,9 @@ class Scene:
         assert isinstance(worker, Worker)
         return worker
 
-    async def _live(self, name: str, limits: SharedLimits, task_status: trio.TaskStatus[Worker]) -> None:
+    async def _live(  # noqa: ASYNC114 - started by ``worker``
+        self, name: str, limits: SharedLimits, task_status: trio.TaskStatus[Worker]
+    ) -> None:
         async with trio.open_nursery() as nursery:
             task_status.started(Worker(nursery, self.redis, name, limits))
             await trio.sleep_forever()
@@ -109,6 +111,16 @@ async def open_scene(redis: RedisServer, limits: SharedLimits | None = None) -> 
     async with trio.open_nursery() as nursery:
         yield Scene(nursery, redis, limits or SharedLimits(lease=LEASE))
         nursery.cancel_scope.cancel()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Until the condition is true: of what is in Redis, or in a process, and tells nobody when it changes."""
+    with trio.fail_after(LONG):
+        while True:
+            met = condition()
+            if await met if isinstance(met, Awaitable) else met:
+                return
+            await trio.sleep(0.005)
 
 
 async def read_to_end(log: EventLog, after: int = 0) -> list[LogEntry]:
@@ -123,7 +135,7 @@ async def read_to_end(log: EventLog, after: int = 0) -> list[LogEntry]:
 async def read_until(log: EventLog, enough: Callable[[list[LogEntry]], bool], after: int = 0) -> list[LogEntry]:
     """The entries so far, once they are enough."""
     entries: list[LogEntry] = []
-    with trio.fail_after(LONG):
+    with trio.fail_after(LONG):  # noqa: ASYNC912 - may be enough already
         while not enough(entries):
             entries += await log.read(entries[-1].seq if entries else after)
     return entries

@@ -9,7 +9,7 @@ from engine import AgentStopped, Error, GenerationComplete
 from server.run_directory import GoneError
 from server.run_uploads import SharedLimits
 from tests.harness.redis import RedisServer
-from tests.server.shared_scene import LONG, Script, frames, open_scene, read_to_end, read_until, said
+from tests.server.shared_scene import LONG, Script, eventually, frames, open_scene, read_to_end, read_until, said
 
 
 async def test_events_of_another_workers_run_are_the_same_bytes(redis_server: RedisServer) -> None:
@@ -76,9 +76,7 @@ async def test_a_hundred_readers_of_one_run_cost_one_connection(redis_server: Re
         async with trio.open_nursery() as nursery:
             for _ in range(100):
                 nursery.start_soon(read)
-            with trio.fail_after(LONG):
-                while remote.log.readers < 100:
-                    await trio.lowlevel.checkpoint()
+            await eventually(lambda: remote.log.readers == 100)
             clients = await two.shared._link.ask("CLIENT", "LIST")
             assert clients.count(b"\n") == 4  # two of each worker
             script.say("word")
@@ -159,9 +157,7 @@ async def test_forget_from_another_worker(redis_server: RedisServer) -> None:
         assert [type(end) for end in ends] == [AgentStopped]
         with pytest.raises(GoneError):
             await two.shared.find(run.id)
-        with trio.fail_after(LONG):
-            while one.supervisor.find(run.id):
-                await trio.sleep(0.01)
+        await eventually(lambda: one.supervisor.find(run.id) is None)
 
 
 async def test_forget_at_the_runs_own_worker(redis_server: RedisServer) -> None:
@@ -181,9 +177,7 @@ async def test_a_reader_elsewhere_keeps_the_run_and_its_leaving_ends_it(redis_se
         run = one.start(script, grace=0.0)
         remote = await two.find(run.id)
         with remote.log.attached():
-            with trio.fail_after(LONG):
-                while not run.log.readers:
-                    await trio.lowlevel.checkpoint()
+            await eventually(lambda: run.log.readers)
             script.say("still there")
             await read_until(remote.log, lambda entries: said(entries) == "still there")
             assert not run.log.ended
@@ -198,9 +192,7 @@ async def test_the_readers_of_a_worker_that_died_leave(redis_server: RedisServer
         run = one.start(Script(), grace=0.0)
         remote = await two.find(run.id)
         with remote.log.attached():
-            with trio.fail_after(LONG):
-                while not run.log.readers:
-                    await trio.lowlevel.checkpoint()
+            await eventually(lambda: run.log.readers)
             two.die()
             with trio.fail_after(LONG):
                 await run.log.wait_ended()
@@ -215,9 +207,11 @@ async def test_an_ended_run_expires_after_its_retention(redis_server: RedisServe
         remote = await two.find(run.id)
         script.end()
         await read_to_end(remote.log)
-        with trio.fail_after(LONG):
-            while await two.shared.find(run.id) is not None:
-                await trio.sleep(0.05)
+
+        async def expired() -> bool:
+            return await two.shared.find(run.id) is None
+
+        await eventually(expired)
         assert await two.shared.find(other.id) is not None
         assert not [key for key in await two.shared._link.ask("KEYS", "*") if run.id.encode() in key]
 
