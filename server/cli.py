@@ -75,6 +75,8 @@ def main() -> None:
     type=seconds,
     help="How long a run goes on without a reader.",
 )
+@option("--retention", default=600.0, show_default=True, type=seconds, help="How long ended runs stay in memory.")
+@option("--keep-runs", default=30.0, show_default=True, type=seconds, help="Days that the store keeps runs' events.")
 @option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
 @database_option
 @option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")
@@ -99,6 +101,8 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
         agents_file=agents,
         database_url=options["database_url"],
         resume_grace=options["resume_grace"],
+        retention=options["retention"],
+        keep_runs_days=options["keep_runs"],
         drain=options["drain"],
         cors_origins=options["cors_origin"],
         allowed_provider_hosts=options["allow_provider_host"],

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ import structlog
 import trio
 from sqlalchemy import Connection
 
-from engine import RunSupervisor
+from engine import RetentionLimits, RunSupervisor
 from engine.run import utc_now
 from engine.trace import InMemoryTraces
 from providers.http import open_client
@@ -28,6 +28,9 @@ from .cors import Cors
 from .directory import AgentDirectory
 from .factory import AgentConfigError, AgentFactory
 from .guard import RequestGuard, check_binding
+from .journal import Journal
+from .journal_log import JournalSource
+from .log_followers import LogFollowers
 from .logs import RunLogger, flush_log
 from .mcp_tools import McpServers
 from .provider_policy import ProviderPolicy
@@ -37,8 +40,8 @@ from .serving import ServingLimits, serve
 from .share_links import BadSecretError, ShareLinks
 from .sockets import SocketListener, listen_tcp, raise_descriptor_limit
 from .store.database import Database
+from .store.interrupted import interrupt_runs
 from .store.keys import any_keys
-from .store.turns import interrupt_runs
 from .tool_registry import ToolRegistry
 
 _logger = structlog.get_logger("lumos")
@@ -49,6 +52,10 @@ CLEANUP_SECONDS = 5.0
 """What tasks that do not let themselves be cancelled (a tool of somebody's) get before the process leaves them."""
 
 
+FLUSH_SECONDS = 3.0
+"""What the store gets to take the last events of the last runs."""
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``lumos serve`` takes. Times in seconds.
 
@@ -56,6 +63,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         database_url: where agents, sessions, memories and keys are.
         agents_file: TOML with ``[[agent]]`` and ``[[mcp_server]]`` tables, beside the built-in agents.
         resume_grace: how long a run goes on after its last reader has left.
+        retention: how long ended runs stay in memory; after that they are read from the store.
+        keep_runs_days: how long the store keeps runs' events.
         drain: how long running streams may go on after SIGTERM.
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
@@ -69,6 +78,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str = DEFAULT_DATABASE_URL
     agents_file: Path | None = None
     resume_grace: float = 5.0
+    retention: float = 600.0
+    keep_runs_days: float = 30.0
     drain: float = 30.0
     cors_origins: tuple[str, ...] = ()
     allowed_provider_hosts: tuple[str, ...] = ()
@@ -117,14 +128,20 @@ async def run_server(settings: ServerSettings) -> None:
             listeners = listen_tcp(settings.host, settings.port)
             for listener in listeners:  # the name may have had another address when it was checked
                 check_binding(listener.address[0], keyed)
-            async with trio.open_nursery() as background, trio.open_nursery() as runs:
+            journal = Journal(database)
+            async with trio.open_nursery() as background, _journalled(journal), trio.open_nursery() as runs:
                 await background.start(servers.run)
                 if factory.memories is not None:
                     background.start_soon(factory.memories.backlog.work)
+                background.start_soon(journal.work)
+                background.start_soon(journal.sweep, settings.keep_runs_days)
                 gatekeeper = Gatekeeper(database, keyed=keyed)
+                followers = LogFollowers(journal, observer=RunLogger())
+                supervisor = RunSupervisor(runs, followers, RetentionLimits(seconds=settings.retention))
                 services = Services(
                     agents={},
-                    supervisor=RunSupervisor(runs, RunLogger()),
+                    supervisor=supervisor,
+                    sources=(JournalSource(database, supervisor, journal),),
                     resume_grace=settings.resume_grace,
                     directory=AgentDirectory(declared.agent, database),
                     factory=factory,
@@ -145,10 +162,20 @@ async def run_server(settings: ServerSettings) -> None:
     _logger.info("server.ended")
 
 
+@asynccontextmanager
+async def _journalled(journal: Journal) -> AsyncIterator[None]:
+    """What the runs of the block leave behind is written when it is over."""
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):  # noqa: ASYNC102 - ``flush`` has a limit
+            await journal.flush(FLUSH_SECONDS)
+
+
 def _end_runs_of_the_dead(c: Connection) -> None:
     """Runs that a server left under way when it died: no other is there, so nobody goes on with them."""
     now = utc_now().isoformat(timespec="microseconds")
-    if interrupted := interrupt_runs(c, now, started_before=now):
+    if interrupted := interrupt_runs(c, now):
         _logger.warning("runs.interrupted", runs=interrupted)
 
 

@@ -14,12 +14,9 @@ from engine import Run, RunLog
 from engine.emitter import CLOSING_BYTES
 from engine.observer import RunObserver, SilentObserver
 
-RESERVED_SEQ = 1_000_000_000
-"""No run hands out a number above this one: the event that ends it in its process's stead gets the next.
+from .store.run_events import RESERVED_SEQ
 
-A log's frames are at most ``2 * max_run_bytes + CLOSING_BYTES``, and a frame has at least ``MIN_FRAME_BYTES``: with
-the default of 8 MiB that is about half a million events. ``may_follow`` says whether a run's limit keeps to it.
-"""
+__all__ = ["MIN_FRAME_BYTES", "RESERVED_SEQ", "LogFollower", "LogFollowers", "may_follow"]
 
 MIN_FRAME_BYTES = 32
 """``id: .1``, ``data: {"chunk_type":""}`` and the line ends: no frame is shorter."""
@@ -70,7 +67,10 @@ class LogFollowers:
 
 
 def may_follow(run: Run) -> bool:
-    """Whether the run's own limit keeps its numbers below ``RESERVED_SEQ``."""
+    """Whether the run's own limit keeps its numbers below ``RESERVED_SEQ``.
+
+    A log's frames are at most ``2 * max_run_bytes + CLOSING_BYTES`` (see the emitter), and each has its least size.
+    """
     return 2 * run.spec.max_run_bytes + CLOSING_BYTES < RESERVED_SEQ * MIN_FRAME_BYTES
 
 

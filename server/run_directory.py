@@ -40,11 +40,6 @@ class RunHandle(Protocol):
         """Its events."""
         ...
 
-    @property
-    def memory_updates(self) -> int:
-        """How often it changed what is remembered."""
-        ...
-
     def view(self) -> RunView:
         """Its state, as far as it is known here."""
         ...
@@ -149,11 +144,6 @@ class LocalRun:
         self.log: EventLog = run.log
         self._supervisor = supervisor
         self._sources = sources
-
-    @property
-    def memory_updates(self) -> int:
-        """How often it changed what is remembered."""
-        return self.run.memory_updates
 
     def view(self) -> RunView:
         """Its state now."""

@@ -19,6 +19,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
         ttfb_ms: until the first content; null before it.
         usage: token counts so far.
         terminal: its last event, once it has ended and while its events are there.
+        memory_updates: how often it changed what is remembered.
     """
 
     run_id: str
@@ -30,6 +31,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     ttfb_ms: float | None
     usage: Usage | None
     terminal: TerminalEvent | None
+    memory_updates: int = 0
 
 
 def run_view(run: Run) -> RunView:
@@ -45,6 +47,7 @@ def run_view(run: Run) -> RunView:
         ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
         usage=run.usage,
         terminal=terminal,
+        memory_updates=run.memory_updates,
     )
 
 
@@ -63,6 +66,7 @@ def stored_run_view(run: StoredRun, last_seq: int = 0, terminal: TerminalEvent |
         ttfb_ms=run.ttfb_ms,
         usage=usage if terminal is None else terminal.usage,
         terminal=terminal,
+        memory_updates=run.memory_updates or 0,
     )
 
 

@@ -22,6 +22,7 @@ from .directory import AgentDirectory
 from .errors import ApiError
 from .factory import AgentFactory
 from .guard import RequestGuard
+from .idempotency import IdempotencyKeys
 from .provider_policy import ProviderPolicy
 from .run_directory import RunDirectory, RunSource
 from .share_links import ShareLinks
@@ -80,6 +81,11 @@ class Services:
     def runs(self) -> RunDirectory:
         """Every run that can be found from here."""
         return RunDirectory(self.supervisor, self.sources)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyKeys:
+        """Which repeated requests stand for which runs."""
+        return IdempotencyKeys(self.database, self.clock)
 
     def now(self) -> str:
         """The time as the store keeps it."""

@@ -112,19 +112,25 @@ def requested_cursor(request: Request, log: EventLog) -> int:
     Raises:
         ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
     """
-    cursors = {_number_of_event(event_id, log) for event_id in request.headers.getlist("Last-Event-ID") if event_id}
-    cursors |= {sequence_number(text) for text in request.args.getlist("after")}
-    if len(cursors) > 1:
-        raise _bad_cursor("the request has two cursors that differ")
-    cursor = cursors.pop() if cursors else 0
+    cursor = cursor_of(request, log.run_id)
     if cursor > log.last_seq:
         raise _bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
     return cursor
 
 
-def _number_of_event(event_id: str, log: EventLog) -> int:
-    run_id, _, seq = event_id.rpartition(".")
-    if run_id != log.run_id:
+def cursor_of(request: Request, run_id: str) -> int:
+    """As ``requested_cursor``, for a run that may be anywhere."""
+    event_ids = request.headers.getlist("Last-Event-ID")
+    cursors = {_number_of_event(event_id, run_id) for event_id in event_ids if event_id}
+    cursors |= {sequence_number(text) for text in request.args.getlist("after")}
+    if len(cursors) > 1:
+        raise _bad_cursor("the request has two cursors that differ")
+    return cursors.pop() if cursors else 0
+
+
+def _number_of_event(event_id: str, run_id: str) -> int:
+    of_run, _, seq = event_id.rpartition(".")
+    if of_run != run_id:
         raise _bad_cursor("Last-Event-ID is not an event of this run")
     return sequence_number(seq)
 

@@ -11,7 +11,8 @@ from server.records import AgentRecord
 
 from .errors import AlreadyThereError
 from .rows import StoredAgent
-from .schema import add_row, agents, memories, messages, page_size, sessions, working_memories
+from .run_events import drop_events
+from .schema import add_row, agents, memories, messages, page_size, runs, sessions, working_memories
 
 
 def create_agent(c: Connection, tenant_id: str, user_id: str | None, record: AgentRecord, now: str) -> StoredAgent:
@@ -66,11 +67,12 @@ def replace_agent(c: Connection, tenant_id: str, record: AgentRecord, now: str) 
 
 
 def delete_agent(c: Connection, tenant_id: str, agent_id: str) -> bool:
-    """Delete the agent with all its users' sessions, messages and memories; its runs keep their row."""
+    """Delete the agent with all its users' sessions, messages, events and memories; its runs keep their row."""
     if c.execute(delete(agents).where(_is(tenant_id, agent_id))).rowcount == 0:
         return False
     for table in (messages, sessions, memories, working_memories):
         c.execute(delete(table).where(table.c.tenant_id == tenant_id, table.c.agent_id == agent_id))
+    drop_events(c, and_(runs.c.tenant_id == tenant_id, runs.c.agent_id == agent_id))
     return True
 
 

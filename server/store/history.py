@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 from engine.provider import Message, ToolCall
 
 from .rows import Scope, StoredMessage, StoredSession
+from .run_events import drop_events
 from .schema import memories, messages, owned, page_size, runs, sessions
 
 SPOKEN_ROLES = ("user", "assistant")
@@ -90,12 +91,16 @@ def count_sessions(c: Connection, scope: Scope) -> int:
 
 
 def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
-    """Delete a session, its messages and the memories of what was said in it; facts stay. False if there is none."""
+    """Delete a session, its messages, its runs' events and the memories of what was said in it; False if there is none.
+
+    Facts stay, and so do the rows of its runs.
+    """
     of_session = (owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
     deleted = c.execute(delete(sessions).where(owned(sessions, scope), sessions.c.session_id == session_id))
     if deleted.rowcount == 0:
         return False
     c.execute(delete(memories).where(*of_session))
+    drop_events(c, and_(owned(runs, scope), runs.c.session_id == session_id))
     return True
 
 

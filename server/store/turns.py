@@ -21,16 +21,17 @@ from .history import (
 )
 from .memories import add_memory
 from .rows import Scope, StoredRun
+from .run_events import RESERVED_SEQ
 from .schema import add_row, insert_into, messages, owner_values, runs, sessions
 
 __all__ = [
+    "begin_run",
     "begin_turn",
     "count_messages",
     "count_sessions",
     "delete_session",
     "find_run",
     "history",
-    "interrupt_runs",
     "list_messages",
     "list_sessions",
     "save_turn",
@@ -42,10 +43,9 @@ def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> None:
     """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
-    place = {**owner_values(scope), "session_id": session_id}
-    run = {**place, "run_id": run_id, "key_id": key_id, "status": "running", "created_at": now}
-    if add_row(c, runs, run) is None:
+    if not begin_run(c, scope, session_id, run_id, key_id, now):
         return
+    place = {**owner_values(scope), "session_id": session_id}
     c.execute(
         insert_into(c, sessions)
         .values({**place, "created_at": now, "updated_at": now})
@@ -56,6 +56,20 @@ def begin_turn(
     c.execute(insert_into(c, messages).values({**place, **_row(message, run_id, now)}))
     if message.content.strip():
         add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+
+
+def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
+    """Keep that a run is under way, and nothing of what is said in it; False if that is known."""
+    run = {
+        **owner_values(scope),
+        "session_id": session_id,
+        "run_id": run_id,
+        "key_id": key_id,
+        "status": "running",
+        "created_at": now,
+        "reserved_seq": RESERVED_SEQ,
+    }
+    return add_row(c, runs, run) is not None
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
@@ -98,13 +112,6 @@ def find_run(c: Connection, run_id: str) -> StoredRun | None:
     if row is None:
         return None
     return StoredRun(**{name: row[name] for name in StoredRun.__struct_fields__})
-
-
-def interrupt_runs(c: Connection, now: str, started_before: str) -> int:
-    """End the runs that a process left under way when it died, those begun before the given time; how many."""
-    left = (runs.c.status == "running", runs.c.created_at < started_before)
-    ended = {"status": "error", "error_code": "interrupted", "ended_at": now}
-    return c.execute(update(runs).where(*left).values(ended)).rowcount
 
 
 def tokens_used_since(c: Connection, key_id: str, since: str) -> int:

@@ -24,7 +24,10 @@ from server.app import Services, create_app
 from server.auth import Gatekeeper
 from server.directory import AgentDirectory
 from server.factory import AgentFactory
+from server.journal import Journal
+from server.journal_log import JournalSource
 from server.keys import make_key
+from server.log_followers import LogFollowers
 from server.principal import KeyLimits
 from server.records import AgentRecord
 from server.serving import ServingLimits, serve
@@ -45,7 +48,7 @@ STREAM_URL = "http://lumos/api/v1/agents/demo/chat/lumosai/stream"
 _decode_event = msgspec.json.Decoder(Event).decode
 
 
-class Journal:
+class RunNotes:
     """A run observer that keeps what it hears, in order."""
 
     def __init__(self) -> None:
@@ -79,13 +82,14 @@ class World:
         self.network = network
         self.nursery = nursery
         self.runs = runs
-        self.journal = Journal()
+        self.journal = RunNotes()
         self.supervisor = RunSupervisor(runs, self.journal, RetentionLimits())
         self.agents: dict[str, BasicAgent] = {}
         self.model_client = open_client(network.connect)
         self.client = open_client(network.connect)
         self.stopping = trio.Event()
         self.database: Database | None = None
+        self.run_journal: Journal | None = None
         self.wall_clock: Callable[[], datetime] = lambda: EPOCH + timedelta(seconds=trio.current_time())
 
     def add_agent(
@@ -124,7 +128,15 @@ class World:
             environment=environment,
             traces=traces,
             share_links=ShareLinks("a secret of this test", self.wall_clock),
+            sources=(JournalSource(self.database, self.supervisor, self.run_journal),),
         )
+
+    def keep_runs(self, database: Database, retention: RetentionLimits) -> None:
+        """Have a store, and a journal of the runs in it; ended ones stay in memory within these limits."""
+        self.database = database
+        self.run_journal = Journal(database, wall_clock=self.wall_clock)
+        followers = LogFollowers(self.run_journal, observer=self.journal)
+        self.supervisor = RunSupervisor(self.runs, followers, retention)
 
     async def add_vendor(self, recording: Recording) -> VendorServer:
         """Start a model server that replays the recording over HTTP."""
@@ -193,15 +205,21 @@ async def open_world(
 
 @asynccontextmanager
 async def open_keeping_world(
-    *declared: AgentRecord, environment: Mapping[str, str] | None = None, database: Database | None = None
+    *declared: AgentRecord,
+    environment: Mapping[str, str] | None = None,
+    database: Database | None = None,
+    retention: RetentionLimits | None = None,
 ) -> AsyncIterator[World]:
     """A world whose Lumos has a store, the built-in agents, and these.
 
     The store is one in memory that takes no virtual time, or the one given, which stays the caller's to close.
     """
     async with _open_world() as world:
-        world.database = database or Database.open("sqlite://", inline=True)
+        world.keep_runs(database or Database.open("sqlite://", inline=True), retention or RetentionLimits())
         await _serve(world, world.services(declared, environment or {}))
+        assert world.run_journal is not None
+        assert world.database is not None
+        world.nursery.start_soon(world.run_journal.work)
         yield world
         if database is None:
             world.database.close()

@@ -9,7 +9,7 @@ from engine import Run, RunLog, RunSupervisor
 from engine.events import data_of, encode_frame, frame_of
 from server.log_followers import MIN_FRAME_BYTES, LogFollowers, may_follow
 from tests.engine.scripted import SENT, ScriptedProvider, text
-from tests.harness.world import Journal, open_world
+from tests.harness.world import RunNotes, open_world
 
 
 class Notes:
@@ -31,8 +31,8 @@ class Notes:
             raise OSError("it cannot follow")
 
 
-async def follow_a_run(*followers: Notes) -> tuple[Run, Journal]:
-    journal = Journal()
+async def follow_a_run(*followers: Notes) -> tuple[Run, RunNotes]:
+    journal = RunNotes()
     async with open_world() as world:
         world.add_agent(provider=ScriptedProvider((0, (SENT,)), (1, text("a ")), (2, text("b"))))
         supervisor = RunSupervisor(world.nursery, LogFollowers(*followers, observer=journal))
