@@ -99,6 +99,7 @@ class RunUploads:
         """Write this run from now on. Synchronous, never waits."""
         self._uploads[run.id] = _Upload(run)
         self._mark(run.id)
+        self._urgent.set()  # its id is about to be told: it is to be found anywhere
 
     def appended(self, log: RunLog) -> None:
         """There is something to write. Synchronous, on the way of every token."""

@@ -30,6 +30,9 @@ BLOCK_SECONDS = 5.0
 STOP_SECONDS = 5.0
 """How long a stop waits for the run's end, which its worker writes."""
 
+OPENING_SECONDS = 0.1
+"""After which an unknown run is asked for once more: it may have started just now, and be on its way to Redis."""
+
 FORGETTING_MILLISECONDS = 5000
 INBOX_LENGTH = 10_000
 
@@ -39,16 +42,20 @@ _XREAD = ("XREAD", "BLOCK", int(BLOCK_SECONDS * 1000), "COUNT", ENTRIES_AT_ONCE,
 class SharedLog:
     """What a worker shares with the others: a ``LogFollower`` of its own runs, a ``RunSource`` of theirs.
 
-    ``open_shared_log`` makes one and starts its tasks; ``leave`` ends it in peace.
+    ``run`` does the work, and ends by being cancelled; ``leave`` before that ends it in peace.
     """
 
-    def __init__(
-        self, nursery: trio.Nursery, url: str, worker_id: str, supervisor: RunSupervisor, limits: SharedLimits
-    ) -> None:
-        """Raises ValueError: the URL is none of Redis's."""
+    _supervisor: RunSupervisor
+    _readers: RemoteReaders
+
+    def __init__(self, url: str, worker_id: str, limits: SharedLimits | None = None) -> None:
+        """Share runs through the Redis at that URL, whether it is there now or not.
+
+        Raises:
+            ValueError: the URL is none of Redis's.
+        """
         self._worker_id = worker_id
-        self._supervisor = supervisor
-        self._limits = limits
+        self._limits = limits = limits or SharedLimits()
         self._link = RedisLink(url, "commands")
         self._reading_link = RedisLink(url, "events")
         self.worker = self._new_name()
@@ -56,7 +63,6 @@ class SharedLog:
         self.uploads.on_lost = self._end_lost
         self._leases = Leases(self._link, self.worker, limits)
         self._leases.on_buried = self._begin_again
-        self._readers = RemoteReaders(nursery, supervisor.find, self.uploads, limits.lease)
         self.logs = RemoteLogs()
         self.logs.on_reading = self._note_reading
         self.logs.on_wanted = self._note_wanted
@@ -75,9 +81,11 @@ class SharedLog:
         """Whether Redis is there."""
         return self._link.up and self._reading_link.up
 
-    async def run(self) -> None:
-        """Do the work, for ever."""
+    async def run(self, supervisor: RunSupervisor) -> None:
+        """Do the work, for ever. The supervisor is that of the runs which ``follow`` hears of."""
         async with trio.open_nursery() as nursery:
+            self._supervisor = supervisor
+            self._readers = RemoteReaders(nursery, supervisor.find, self.uploads, self._limits.lease)
             nursery.start_soon(self._link.run, self._work)
             await self._reading_link.run(self._read)
 
@@ -87,6 +95,8 @@ class SharedLog:
 
     async def leave(self) -> None:
         """Write what is unwritten, and sign off. Whoever calls it sets the limit, and cancels ``run`` afterwards."""
+        if not self._link.up:
+            return
         await self.uploads.wait_all_sent()
         with suppress(RedisAwayError):  # the others find out by the lease
             await self._leases.leave()
@@ -101,7 +111,10 @@ class SharedLog:
             GoneError: it was there; it is forgotten, or Redis has lost its events.
         """
         try:
-            facts = {name.decode(): text.decode() for name, text in (await self._ask_facts(run_id)).items()}
+            facts = await self._ask_facts(run_id)
+            if not facts:
+                await trio.sleep(OPENING_SECONDS)
+                facts = await self._ask_facts(run_id)
             if not facts:
                 self.logs.drop(run_id)
                 return None
@@ -127,9 +140,9 @@ class SharedLog:
         """Put it into the worker's inbox, if it has one: a worker that is gone gets none."""
         await self._link.ask(*_mail_command(worker, mail))
 
-    async def _ask_facts(self, run_id: str) -> dict[bytes, bytes]:
-        facts: dict[bytes, bytes] = await self._link.ask("HGETALL", run_key(run_id))
-        return facts
+    async def _ask_facts(self, run_id: str) -> dict[str, str]:
+        facts = await self._link.ask("HGETALL", run_key(run_id))
+        return {name.decode(): text.decode() for name, text in facts.items()}
 
     async def _catch_up(self, log: RemoteLog) -> None:
         while not log.ended:
@@ -315,23 +328,6 @@ class SharedRun:
         except RedisAwayError as error:
             raise SourceUnavailableError(str(error)) from error
         await self._shared.forget(self.run_id)
-
-
-def open_shared_log(
-    nursery: trio.Nursery,
-    url: str,
-    worker_id: str,
-    supervisor: RunSupervisor,
-    limits: SharedLimits | None = None,
-) -> SharedLog:
-    """Share runs through the Redis at that URL, by tasks in the nursery; whether it is there now or not.
-
-    Raises:
-        ValueError: the URL is none of Redis's.
-    """
-    shared = SharedLog(nursery, url, worker_id, supervisor, limits or SharedLimits())
-    nursery.start_soon(shared.run)
-    return shared
 
 
 def _admit(log: RemoteLog, entries: list[Any]) -> None:

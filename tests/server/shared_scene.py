@@ -13,7 +13,7 @@ from engine.log import EventLog
 from server.log_followers import LogFollowers
 from server.run_directory import LocalRun
 from server.run_uploads import SharedLimits
-from server.shared_log import SharedLog, SharedRun, open_shared_log
+from server.shared_log import SharedLog, SharedRun
 from tests.engine.scripted import ProgrammedProvider, text
 from tests.harness.redis import RedisServer
 
@@ -50,9 +50,9 @@ class Worker:
 
     def __init__(self, nursery: trio.Nursery, redis: RedisServer, name: str, limits: SharedLimits) -> None:
         self._nursery = nursery
-        self.supervisor = RunSupervisor(nursery)
-        self.shared: SharedLog = open_shared_log(nursery, redis.url, name, self.supervisor, limits)
-        self.supervisor._observer = LogFollowers(self.shared)
+        self.shared = SharedLog(redis.url, name, limits)
+        self.supervisor = RunSupervisor(nursery, LogFollowers(self.shared))
+        nursery.start_soon(self.shared.run, self.supervisor)
 
     def start(self, script: Script, grace: float = 60.0) -> Run:
         """Start a run that says what the script tells."""
