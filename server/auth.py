@@ -48,14 +48,16 @@ class Gatekeeper:
         self._unknown: _Shelf[None] = _Shelf(UNKNOWN_KEY_SECONDS)
         self._asking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
-    async def admit(self, request: BaseRequestWebsocket) -> Principal:
+    async def admit(self, request: BaseRequestWebsocket, *further: str) -> Principal:
         """Who asks, by ``Authorization: Bearer`` or ``X-API-Key``. Counts the request towards the key's limit.
+
+        ``further`` are keys that the request shows in another way; all have to be the same.
 
         Raises:
             ApiError: 400 for keys that differ, 401 for none or one that does not count, 429 for too many requests, 503
                 while the store does not answer.
         """
-        principal = await self._identify(presented_text(request.headers))
+        principal = await self._identify(presented_text(request.headers, *further))
         self.limiter.count_request(principal)
         return principal
 
@@ -68,6 +70,28 @@ class Gatekeeper:
         if not self._keyed and trio.current_time() >= self._look_again_at:
             await or_unavailable(self._look_for_keys)
         return self._keyed
+
+    async def wait_revoked(self, principal: Principal) -> None:
+        """Until the key no longer counts, ``KEY_SECONDS`` later at most; without a key, until one is needed.
+
+        The store is asked when what it said is too old, once for all who wait. While it does not answer, nothing ends.
+        """
+        while True:
+            try:
+                if not await self._still_counts(principal.key_id):
+                    return
+                again_at = self._look_again_at
+                if principal.key_id is not None:
+                    again_at = self._known.good_until(principal.key_id)
+                await trio.sleep_until(again_at)
+            except ApiError:
+                await trio.sleep(UNKNOWN_KEY_SECONDS)
+
+    async def _still_counts(self, key_id: str | None) -> bool:
+        if key_id is None:
+            return not await self.is_keyed()
+        key = await self._find(key_id)
+        return key is not None and key.revoked_at is None
 
     async def open_run(self, principal: Principal) -> RunSlot:
         """Take the place of one run, the caller's to close or to hand to its run, see ``RunSlot``.
@@ -143,6 +167,11 @@ class _Shelf(Generic[V]):
         """The value, unless it is too old."""
         return self._values[key_id][0] if key_id in self else None
 
+    def good_until(self, key_id: str) -> float:
+        """When the value has to be asked for again, on trio's clock; at once if there is none."""
+        value = self._values.get(key_id)
+        return -inf if value is None else value[1]
+
     def put(self, key_id: str, value: V, asked_at: float) -> None:
         """Keep the value."""
         self._values.pop(key_id, None)  # the order is that of age
@@ -151,13 +180,13 @@ class _Shelf(Generic[V]):
         self._values[key_id] = (value, asked_at + self._seconds)
 
 
-def presented_text(headers: Headers) -> str | None:
+def presented_text(headers: Headers, *further: str) -> str | None:
     """What the request shows as its key; None without any. Keys in the query string do not count: URLs get logged.
 
     Raises:
         ApiError: 400 for several that differ.
     """
-    texts = {text.strip() for text in headers.getlist("X-API-Key")}
+    texts = {text.strip() for text in (*headers.getlist("X-API-Key"), *further)}
     for credentials in headers.getlist("Authorization"):
         scheme, _, text = credentials.strip().partition(" ")
         if scheme.lower() == "bearer":  # another scheme is a proxy's in front of us

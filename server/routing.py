@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
-from quart import Request, Response, request
+from quart import Request, Response, Websocket, request
 from quart_trio import QuartTrio
 
 from .errors import ApiError, json_response, not_found
@@ -175,7 +175,7 @@ def _response(route: Route, answer: Any) -> Response:
     return json_response(data, route.status, reply.headers)
 
 
-def read_query(request: Request, kind: type[msgspec.Struct] | None) -> Any:
+def read_query(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> Any:
     """The query string as that type; None is one without parameters.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import h11
 import msgspec
@@ -21,7 +21,8 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -31,6 +32,7 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 from .errors import RETRY_AFTER_SECONDS
+from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
 CLEANUP_SECONDS = 5.0
 LINGER_SECONDS = 2.0
@@ -98,11 +100,35 @@ class _Http11(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         hosts = (value for name, value in request.headers if name == b"host")
-        if _TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts)):
+        if not (_TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts))):
+            await self._refuse()
+        elif not is_upgrade(request):
             await super()._create_stream(request)
+        elif (headers := handshake_headers(request)) is None:
+            await self._refuse()
         else:
-            await self._send_error_response(400)
-            await self.send(Closed())
+            await self._create_socket(request, headers)
+
+    async def _refuse(self) -> None:
+        await self._send_error_response(400)
+        await self.send(Closed())
+
+    async def _create_socket(self, request: h11.Request, headers: list[tuple[bytes, bytes]]) -> None:
+        """As Hypercorn's, with a stream of ours."""
+        self.stream = GuardedWSStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        self.connection = H11WSConnection(cast(h11.Connection, self.connection))
+        version = request.http_version.decode()
+        await self.stream.handle(Request(STREAM_ID, headers, version, "GET", request.target, self.connection_state))
 
 
 class Connection(TCPServer):
@@ -172,7 +198,8 @@ class Connection(TCPServer):
 
     async def _linger(self) -> None:
         """Take what a client still sends that was answered early: closing on unread bytes would reset its answer."""
-        if self.protocol.connection.their_state in {h11.SEND_BODY, h11.ERROR}:
+        connection = self.protocol.connection
+        if isinstance(connection, H11WSConnection) or connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await self.stream.send_eof()
             with trio.move_on_after(LINGER_SECONDS):
                 while await self.stream.receive_some(MAX_RECV):

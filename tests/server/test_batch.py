@@ -354,6 +354,7 @@ async def test_all_are_stopped_at_once(autojump_clock: MockClock) -> None:
         assert [run["status"] for run in state["runs"]] == ["stop", "stop"]
         assert state["last_seq"] == len(reader.ids)
         assert reader.arrivals[-1] == 2
+        await trio.testing.wait_all_tasks_blocked()
         assert world.supervisor.active_runs == 0
         again = await world.client.post(f"{BATCH}/{reader.batch_id}/stop")
         assert again.json()["data"] == state
