@@ -53,9 +53,6 @@ def run_view(run: Run) -> RunView:
 
 def stored_run_view(run: StoredRun, last_seq: int = 0, terminal: TerminalEvent | None = None) -> RunView:
     """A run that memory has dropped; what its terminal event says counts, if that is there."""
-    usage = None
-    if run.input_tokens is not None and run.output_tokens is not None:
-        usage = Usage(run.input_tokens, run.output_tokens)
     return RunView(
         run_id=run.run_id,
         agent_id=run.agent_id,
@@ -64,7 +61,7 @@ def stored_run_view(run: StoredRun, last_seq: int = 0, terminal: TerminalEvent |
         response=(run.response or "") if terminal is None else terminal.response,
         elapsed_ms=run.elapsed_ms,
         ttfb_ms=run.ttfb_ms,
-        usage=usage if terminal is None else terminal.usage,
+        usage=run.usage if terminal is None else terminal.usage,
         terminal=terminal,
         memory_updates=run.memory_updates or 0,
     )

@@ -95,9 +95,7 @@ def _broken_off(c: Connection, run: StoredRun, code: ErrorCode) -> TerminalEvent
 
 def _as_it_ended(run: StoredRun) -> TerminalEvent:
     response = run.response or ""
-    usage = None
-    if run.input_tokens is not None and run.output_tokens is not None:
-        usage = Usage(run.input_tokens, run.output_tokens)
+    usage = run.usage
     match run.status:
         case "done":
             return GenerationComplete(response, run.total_steps or 0, run.elapsed_ms or 0.0, run.ttfb_ms, usage)

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from engine.events import Usage
 from engine.memory import MemoryKind
 from server.principal import KeyLimits
 from server.records import AgentRecord
@@ -103,9 +104,17 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     ttfb_ms: float | None
     input_tokens: int | None
     output_tokens: int | None
+    usage_estimated: bool | None = None
     memory_updates: int | None = None
     reserved_seq: int | None = None
     terminal_seq: int | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used, as far as that was kept."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return Usage(self.input_tokens, self.output_tokens, estimated=bool(self.usage_estimated))
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -127,6 +127,7 @@ runs = Table(
     Column("reserved_seq", BigInteger),
     Column("terminal_seq", BigInteger),
     Column("memory_updates", Integer),
+    Column("usage_estimated", Boolean),
 )
 
 run_events = Table(

@@ -91,6 +91,7 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
             ttfb_ms=turn.ttfb_ms,
             input_tokens=turn.usage.input_tokens if turn.usage else None,
             output_tokens=turn.usage.output_tokens if turn.usage else None,
+            usage_estimated=turn.usage.estimated if turn.usage else None,
         )
     )
     if c.execute(ended).rowcount == 0:

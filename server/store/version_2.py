@@ -10,6 +10,7 @@ BOTH = (
     "ALTER TABLE runs ADD COLUMN reserved_seq BIGINT",
     "ALTER TABLE runs ADD COLUMN terminal_seq BIGINT",
     "ALTER TABLE runs ADD COLUMN memory_updates INTEGER",
+    "ALTER TABLE runs ADD COLUMN usage_estimated BOOLEAN",
     "CREATE INDEX runs_with_open_events ON runs (created_at) WHERE reserved_seq IS NOT NULL AND terminal_seq IS NULL",
     "CREATE INDEX runs_with_events ON runs (created_at) WHERE reserved_seq IS NOT NULL",
     """
