@@ -56,7 +56,7 @@ BURST_MESSAGES = 200
 """What a client may say; one that says more is talking nonsense, and is cut off."""
 
 BYTES_OF_A_MESSAGE = 16 * 1024
-"""So much of a longer message counts as one."""
+"""So much of a long message counts as one more."""
 
 CLOSE_SECONDS = 1.0
 LAST_WORDS_SECONDS = 1.5
@@ -86,15 +86,16 @@ class Allowance:
     """So many a second, with a burst of some at once."""
 
     def __init__(self, per_second: float, burst: float) -> None:
-        self._interval = 1 / per_second
-        self._ahead = burst / per_second
-        self._due = 0.0
+        self._per_second = per_second
+        self._burst = self._left = burst
+        self._counted_at = trio.current_time()
 
     def take(self, count: float = 1.0) -> bool:
-        """Whether there are so many left; then they are taken."""
+        """Take so many; False if there are not so many left."""
         now = trio.current_time()
-        self._due = max(self._due, now) + count * self._interval
-        return self._due - now <= self._ahead
+        self._left = min(self._burst, self._left + (now - self._counted_at) * self._per_second) - count
+        self._counted_at = now
+        return self._left >= 0
 
 
 class Subscription:
@@ -168,7 +169,7 @@ class SocketSession:
         allowance = Allowance(MESSAGES_PER_SECOND, BURST_MESSAGES)
         while True:
             message = await self._socket.receive()
-            if not allowance.take(1 + len(message or b"") / BYTES_OF_A_MESSAGE):
+            if not allowance.take(1 + len(message or b"") // BYTES_OF_A_MESSAGE):
                 return
             try:
                 said = parse(message)
