@@ -6,8 +6,9 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,10 @@ CLEANUP_SECONDS = 5.0
 
 FLUSH_SECONDS = 3.0
 """What the store gets to take the last events of the last runs."""
+
+
+HURRY_SECONDS = 1.0
+"""What everything together gets from the second signal on, whatever hangs."""
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +160,7 @@ async def run_server(settings: ServerSettings) -> None:
                     policy=policy,
                     environment=os.environ,
                 )
-                await _serve_until_signal(services, listeners, settings)
+                await _serve_until_signal(services, listeners, settings, leaving)
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))
                 runs.cancel_scope.cancel(reason="the server has ended")
                 background.cancel_scope.cancel(reason="the server has ended")
@@ -204,7 +209,10 @@ def _check_agents(records: list[AgentRecord], factory: AgentFactory) -> None:
             raise AgentsFileError(str(error)) from error
 
 
-async def _serve_until_signal(services: Services, listeners: list[SocketListener], settings: ServerSettings) -> None:
+async def _serve_until_signal(
+    services: Services, listeners: list[SocketListener], settings: ServerSettings, leaving: ExitStack
+) -> None:
+    """``leaving`` gets what ends the process if it takes too long; its maker closes it at the very end."""
     stopping = trio.Event()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         _tune_garbage_collector()
@@ -215,29 +223,36 @@ async def _serve_until_signal(services: Services, listeners: list[SocketListener
             "server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database, share_links=links
         )
         async with trio.open_nursery() as watching:
-            watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping)
+            hurry = partial(_hurry_at_signal, signals, leaving)
+            watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping, hurry)
             await serve(create_app(services), listeners, stopping, settings.limits)
             watching.cancel_scope.cancel(reason="serving has ended")
 
 
 async def _drain_at_signal(
-    signals: AsyncIterator[int], supervisor: RunSupervisor, drain: float, stopping: trio.Event
+    signals: AsyncIterator[int],
+    supervisor: RunSupervisor,
+    drain: float,
+    stopping: trio.Event,
+    hurry: Callable[[trio.CancelScope], Awaitable[None]],
 ) -> None:
-    """At the first signal drain, then let serving stop; at a second one drain no longer."""
+    """At the first signal drain, then let serving stop; at a second one drain no longer, and wait for nobody."""
     signum = await anext(signals)
     seconds = drain if signum == signal.SIGTERM else 0.0
     _logger.info("server.draining", active_runs=supervisor.active_runs, drain_seconds=seconds)
+    draining = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-        await supervisor.drain(seconds)
-        nursery.cancel_scope.cancel(reason="drained")
-    supervisor.end_all()
-    stopping.set()
+        nursery.start_soon(hurry, draining)
+        with draining:
+            await supervisor.drain(seconds)
+        supervisor.end_all()
+        stopping.set()
 
 
-async def _cancel_at_signal(signals: AsyncIterator[int], drain: trio.CancelScope) -> None:
+async def _hurry_at_signal(signals: AsyncIterator[int], leaving: ExitStack, draining: trio.CancelScope) -> None:
     await anext(signals)
-    drain.cancel(reason="a second signal")
+    leaving.enter_context(_leave_after(HURRY_SECONDS))
+    draining.cancel(reason="a second signal")
 
 
 def base_url(listener: SocketListener) -> str:
