@@ -305,7 +305,7 @@ async def test_state_stop_and_forget_of_a_run_in_the_journal(autojump_clock: Moc
         assert (state["status"], state["last_seq"], state["response"]) == (
             "done",
             run.log.last_seq,
-            storable(run.response),
+            run.response,
         )
         assert state["terminal"]["chunk_type"] == "done"
         assert (await caller.data("POST", f"/runs/{run.id}/stop")) == state
