@@ -19,6 +19,8 @@ from .key_commands import keys
 if TYPE_CHECKING:
     from providers.recording import Recording
 
+    from .compose import ServerSettings
+
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -86,6 +88,9 @@ def main() -> None:
 @option("--queue", default=100, show_default=True, type=click.IntRange(min=0), help="Starts that wait for a place.")
 @option("--queue-seconds", default=5.0, show_default=True, type=seconds, help="How long they wait before a 503.")
 @option("--share-secret", default="", help="Signs share links, 16 characters or more.  [default: random, till the end]")
+@option("--redis-url", help="Redis or Valkey that workers share runs by: redis://HOST:6379/0.  [default: none]")
+@option("--lease", default=10.0, show_default=True, type=seconds, help="Silence after which a worker counts as dead.")
+@option("--workers", default=1, show_default=True, type=_AT_LEAST_ONE, help="Processes; more than one needs Redis.")
 @option("--max-connections", default=10_000, show_default=True, type=_AT_LEAST_ONE, help="Connections at once.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
@@ -111,12 +116,27 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
             runs=options["max_runs"], queue=options["queue"], queue_seconds=options["queue_seconds"]
         ),
         share_secret=options["share_secret"],
+        redis_url=options["redis_url"],
+        lease=options["lease"],
+        workers=options["workers"],
         limits=ServingLimits(connections=options["max_connections"]),
     )
     try:
-        run(run_server, settings)
+        if settings.workers == 1:
+            run(run_server, settings)
+        else:
+            _serve_with_workers(settings, log_level)
     except OSError as error:
         give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
+
+
+def _serve_with_workers(settings: ServerSettings, log_level: str) -> None:
+    from .workers import WorkersFailedError, run_workers
+
+    try:
+        run(run_workers, settings, log_level)
+    except WorkersFailedError:
+        sys.exit(1)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -45,6 +46,9 @@ from .store.interrupted import interrupt_runs
 from .store.keys import any_keys
 from .tool_registry import ToolRegistry
 
+if TYPE_CHECKING:
+    from .shared_log import SharedLog
+
 _logger = structlog.get_logger("lumos")
 
 DEFAULT_DATABASE_URL = "sqlite:///lumos.db"
@@ -61,6 +65,9 @@ HURRY_SECONDS = 1.0
 """What everything together gets from the second signal on, whatever hangs."""
 
 
+LEAST_LEASE_SECONDS = 0.5
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What ``lumos serve`` takes. Times in seconds.
 
@@ -73,6 +80,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         drain: how long running streams may go on after SIGTERM.
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
+        redis_url: where workers and hosts share their runs; None for a server that is alone.
+        lease: how long a worker may be silent before the others end its runs.
+        workers: how many processes.
+        worker: which of them this is; empty without others.
         traces: how many runs' traces are kept in memory.
         admission: how many runs this worker takes.
         share_secret: signs share links; empty for a random one of this process.
@@ -92,6 +103,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     traces: int = 200
     admission: AdmissionLimits = AdmissionLimits()
     share_secret: str = ""
+    redis_url: str | None = None
+    lease: float = 10.0
+    workers: int = 1
+    worker: str = ""
     limits: ServingLimits = ServingLimits()
 
 
@@ -115,6 +130,8 @@ async def run_server(settings: ServerSettings) -> None:
     """
     raise_descriptor_limit()
     links = _share_links(settings)
+    shared = _shared_log(settings)
+    shares = () if shared is None else (shared,)
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
     with (
         ExitStack() as leaving,
@@ -130,7 +147,7 @@ async def run_server(settings: ServerSettings) -> None:
             traces = InMemoryTraces(settings.traces)
             factory = AgentFactory(database, os.environ, client, tools, traces=traces)
             _check_agents(declared.agent, factory)
-            listeners = listen_tcp(settings.host, settings.port)
+            listeners = listen_tcp(settings.host, settings.port, beside_others=bool(settings.worker))
             for listener in listeners:  # the name may have had another address when it was checked
                 check_binding(listener.address[0], keyed)
             journal = Journal(database)
@@ -141,12 +158,15 @@ async def run_server(settings: ServerSettings) -> None:
                 background.start_soon(journal.work)
                 background.start_soon(journal.sweep, settings.keep_runs_days)
                 gatekeeper = Gatekeeper(database, keyed=keyed)
-                followers = LogFollowers(journal, observer=RunLogger())
+                followers = LogFollowers(journal, *shares, observer=RunLogger())
                 supervisor = RunSupervisor(runs, followers, RetentionLimits(seconds=settings.retention))
+                for share in shares:
+                    background.start_soon(share.run, supervisor)
                 services = Services(
                     agents={},
                     supervisor=supervisor,
-                    sources=(JournalSource(database, supervisor, journal),),
+                    sources=(*shares, JournalSource(database, supervisor, journal)),
+                    shared_log=shared,
                     resume_grace=settings.resume_grace,
                     directory=AgentDirectory(declared.agent, database),
                     factory=factory,
@@ -162,6 +182,9 @@ async def run_server(settings: ServerSettings) -> None:
                 )
                 await _serve_until_signal(services, listeners, settings, leaving)
                 leaving.enter_context(_leave_after(CLEANUP_SECONDS))
+                for share in shares:
+                    with trio.move_on_after(FLUSH_SECONDS):
+                        await share.leave()
                 runs.cancel_scope.cancel(reason="the server has ended")
                 background.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
@@ -189,6 +212,23 @@ def _share_links(settings: ServerSettings) -> ShareLinks:
         return ShareLinks(settings.share_secret)
     except BadSecretError as error:
         raise SettingsError(str(error)) from error
+
+
+def _shared_log(settings: ServerSettings) -> SharedLog | None:
+    if settings.redis_url is None:
+        return None
+    if settings.lease < LEAST_LEASE_SECONDS:
+        raise SettingsError(f"--lease must be at least {LEAST_LEASE_SECONDS:g} s: workers speak every third of it")
+    try:
+        from .run_uploads import SharedLimits  # noqa: PLC0415 - coredis is an extra
+        from .shared_log import SharedLog  # noqa: PLC0415
+
+        limits = SharedLimits(lease=settings.lease, retention=settings.retention)
+        return SharedLog(settings.redis_url, settings.worker or str(os.getpid()), limits)
+    except ImportError as error:
+        raise SettingsError("--redis-url needs coredis: pip install 'lumos-stream[redis]'") from error
+    except ValueError as error:
+        raise SettingsError(f"--redis-url: {error}") from error
 
 
 def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy]:

@@ -17,6 +17,7 @@ import trio
 
 from engine import Error, LogEntry, Metadata
 from engine.events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, frame_of
+from engine.log import EventLog
 
 OUTAGE_SECONDS = 15.0
 """How long readers wait for Redis to come back; then their transport breaks, and they come back themselves."""
@@ -24,6 +25,9 @@ OUTAGE_SECONDS = 15.0
 CACHED_BYTES = 64 * 2**20
 CACHED_LOGS = 1000
 """Of other workers' runs that nobody here reads just now."""
+
+CURSORS_AHEAD = 10_000
+"""How far a reader may be ahead of what Redis has of a run under way: it has read from the run's own worker."""
 
 _decode_event = msgspec.json.Decoder(Event).decode
 
@@ -132,11 +136,6 @@ class RemoteLog:
         while not self.ended:
             await self.read(self.last_seq)
 
-    async def wait_reached(self, seq: int) -> None:
-        """Until the event of that number is known here, or the end: it may be on its way. Raises as ``read``."""
-        while self.last_seq < seq and not self.ended:
-            await self.read(self.last_seq)
-
     def _after(self, after: int) -> list[LogEntry]:
         found = self.entries[after:]
         if not found and self.last_seq > after:  # the end of a lost run, whose number is not its place
@@ -218,6 +217,12 @@ class RemoteLogs:
             if not log.in_use:
                 del self._logs[run_id]
                 size -= log.size_bytes
+
+
+def highest_cursor(log: EventLog) -> int:
+    """The highest number that a reader of the log can have come with."""
+    ahead = CURSORS_AHEAD if isinstance(log, RemoteLog) and not log.ended else 0
+    return log.last_seq + ahead
 
 
 def decode_event(event_json: bytes) -> Any:

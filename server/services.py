@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection
 
@@ -33,6 +33,15 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+class SharedRuns(Protocol):
+    """What health asks of ``shared_log.SharedLog``, which needs coredis."""
+
+    @property
+    def available(self) -> bool:
+        """Whether other workers' runs can be had now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Services:
     """What the routes work on. Closing any of it is its maker's.
@@ -52,6 +61,7 @@ class Services:
         policy, environment: where the agents that come through the API may send which secrets.
         sources: where runs are that are not in memory here, in the order in which they are asked.
         traces: kept of runs; None for a server that keeps none.
+        shared_log: where workers have each other's runs; None for a server that is alone.
         clock: the wall clock.
     """
 
@@ -70,6 +80,7 @@ class Services:
     environment: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[RunSource, ...] = ()
     traces: InMemoryTraces | None = None
+    shared_log: SharedRuns | None = None
     clock: Callable[[], datetime] = utc_now
 
     @cached_property

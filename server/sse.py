@@ -16,6 +16,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from engine.log import EventLog
 
 from .errors import ApiError
+from .remote_log import highest_cursor
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
@@ -113,7 +114,7 @@ def requested_cursor(request: Request, log: EventLog) -> int:
         ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
     """
     cursor = cursor_of(request, log.run_id)
-    if cursor > log.last_seq:
+    if cursor > highest_cursor(log):
         raise _bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
     return cursor
 
