@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
-from .schema import idempotency_keys, insert_into, run_events, runs
+from .schema import idempotency_keys, run_events, runs
 
 RESERVED_SEQ = 1_000_000_000
 """No run hands out a number above this one: the event that ends it in its process's stead gets the next.
@@ -21,6 +21,12 @@ PAGE_CHARS = 256 * 1024
 
 SWEPT_RUNS = 20
 """In one transaction: each has at most some megabytes."""
+
+_INSERT = {
+    "sqlite": "INSERT INTO run_events (run_id, seq, event) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+    "postgresql": "INSERT INTO run_events (run_id, seq, event) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+}
+"""Straight to the driver: one row for each event of every run, and through SQLAlchemy each costs 1.5 µs more."""
 
 
 class NewEvents(msgspec.Struct, frozen=True):
@@ -45,14 +51,9 @@ def add_events(c: Connection, batch: Iterable[NewEvents]) -> int:
     """
     news = list(batch)
     kept = _kept(c, [new.run_id for new in news])
-    rows = [
-        {"run_id": new.run_id, "seq": seq, "event": event}
-        for new in news
-        if new.run_id in kept
-        for seq, event in new.events
-    ]
+    rows = [(new.run_id, seq, event) for new in news if new.run_id in kept for seq, event in new.events]
     if rows:
-        c.execute(insert_into(c, run_events).on_conflict_do_nothing(), rows)
+        c.exec_driver_sql(_INSERT[c.dialect.name], rows)
     for new in news:
         if new.terminal_seq is not None and new.run_id in kept:
             ended = update(runs).where(runs.c.run_id == new.run_id, runs.c.terminal_seq.is_(None))
