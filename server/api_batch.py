@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -89,7 +89,10 @@ class BatchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def batch_stream(call: Call[BatchRequest, None]) -> Response:
-    """Start the runs and stream their events."""
+    """Start the runs and stream their events; a client that has events of a batch already reads on instead."""
+    event_ids = [event_id for event_id in call.request.headers.getlist("Last-Event-ID") if event_id]
+    if event_ids:
+        return _events(call, event_ids[0].rpartition(".")[0])
     for index, request in enumerate(call.body.requests):
         _check(index, request.chat(call.body.on_disconnect))
     if call.services.supervisor.draining:
@@ -148,12 +151,16 @@ async def _start_one(call: Call[BatchRequest, None], index: int, deadline: float
 
 async def get_batch(call: Call[None, None]) -> BatchView:
     """The batch's state."""
-    return _view(call, _find(call))
+    return _view(call, _find(call, call.ids["batch_id"]))
 
 
 async def get_batch_events(call: Call[None, EventsQuery]) -> Response:
     """The batch's events from a number on, then live."""
-    log = _find_log(call)
+    return _events(call, call.ids["batch_id"])
+
+
+def _events(call: Call[Any, Any], batch_id: str) -> Response:
+    log = _find_log(call, batch_id)
     cursor = requested_cursor(call.request, log)
     if log.ended and cursor == log.last_seq:
         return Response(b"", status=204, headers={"Cache-Control": "no-store"})
@@ -163,23 +170,23 @@ async def get_batch_events(call: Call[None, EventsQuery]) -> Response:
 
 async def stop_batch(call: Call[None, None]) -> BatchView:
     """Stop every run of the batch, keeping what they have said."""
-    batch = _find(call)
+    batch = _find(call, call.ids["batch_id"])
     for run in call.services.batches.runs(batch):
         if run is not None:
             run.stop()
     return _view(call, batch)
 
 
-def _find(call: Call[None, None] | Call[None, EventsQuery]) -> Batch:
-    batch = call.services.batches.find(call.ids["batch_id"], call.caller)
+def _find(call: Call[Any, Any], batch_id: str) -> Batch:
+    batch = call.services.batches.find(batch_id, call.caller)
     if batch is None:
-        raise not_found("batch", call.ids["batch_id"])
+        raise not_found("batch", batch_id)
     return batch
 
 
-def _find_log(call: Call[None, EventsQuery]) -> BatchLog:
+def _find_log(call: Call[Any, Any], batch_id: str) -> BatchLog:
     try:
-        return call.services.batches.log(_find(call))
+        return call.services.batches.log(_find(call, batch_id))
     except BatchGoneError:
         raise ApiError(410, "GONE", "not all of the batch's events are kept any more; ask for its runs") from None
 
@@ -215,6 +222,9 @@ ROUTES = (
         body=BatchRequest,
         answer=STREAM,
         answer_headers=_HEADERS,
+        also={204: "All events of the batch that Last-Event-ID names were delivered before."},
+        headers={"Last-Event-ID": "The id of the last event that the client has of a batch: that is read on."},
+        refusals=(404, 410),
         example={"requests": [{"agent_id": "demo", "message": "Hi"}, {"agent_id": "demo", "message": "Hello"}]},
     ),
     Route(method="GET", path=_PATH, handler=get_batch, summary="A batch's state", tag="Batches", answer=BatchView),

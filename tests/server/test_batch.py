@@ -257,6 +257,21 @@ async def test_a_dropped_reader_goes_on_where_it_was_while_the_runs_run(autojump
         assert raw + rest.raw == (await read_again(world, reader.batch_id)).content
 
 
+async def test_a_repeated_request_that_has_events_reads_on_and_starts_nothing(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        two(world)
+        reader = await whole_batch(world, ask("left", "right"))
+        for after in (1, 5, len(reader.ids)):
+            headers = {"Last-Event-ID": reader.ids[after - 1]}
+            response = await world.client.post(f"{BATCH}/stream", json=ask("left", "right"), headers=headers)
+            again = await read_again(world, reader.batch_id, after)
+            assert (response.status_code, response.content) == (again.status_code, again.content)
+        headers = {"Last-Event-ID": "A" * 22 + ".1"}
+        response = await world.client.post(f"{BATCH}/stream", json=ask("left", "right"), headers=headers)
+        assert response.status_code == 404
+        assert [what for what, _, _ in world.journal.entries].count("started") == 2
+
+
 async def test_two_readers_at_different_places_see_the_same_order(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         two(world)
@@ -536,21 +551,27 @@ async def test_each_run_counts_towards_the_keys_limits(autojump_clock: MockClock
         assert await _starts(world, key, "a", "a", "a", "a") == ["started"] * 3 + ["RATE_LIMITED"]
 
 
-async def test_a_start_that_takes_too_long_is_given_up_and_the_others_are_read(
+async def test_what_takes_too_long_to_start_is_given_up_and_the_others_are_read(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_keeping_world(HELPER) as world:
         world.add_agent("a", speaking((1, text("x")), (6, text("y"))))
         assert world.database is not None
+        write = world.database.write
 
-        async def hang(*_: object) -> None:
+        async def write_once(*change: Any) -> Any:
+            monkeypatch.setattr(world.database, "write", hang)
+            return await write(*change)
+
+        async def hang(*_: Any) -> None:
             await trio.sleep_forever()
 
-        monkeypatch.setattr(world.database, "write", hang)
+        monkeypatch.setattr(world.database, "write", write_once)
         reader = await whole_batch(world, ask("a", "helper", "a", on_disconnect="cancel"))
-        assert [one["code"] for one in reader.frames if one["chunk_type"] == "batch_error"] == ["SERVICE_UNAVAILABLE"]
+        refusals = [(one["index"], one["code"]) for one in reader.frames if one["chunk_type"] == "batch_error"]
+        assert refusals == [(1, "SERVICE_UNAVAILABLE"), (2, "SERVICE_UNAVAILABLE")]
         assert reader.arrivals[0] == START_SECONDS
-        assert [at for at, _, what in reader.story if what == "done"] == [6, START_SECONDS + 6]
+        assert reader.story[-1] == (6, "a", "done")
 
 
 # Whose it is
