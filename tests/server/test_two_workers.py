@@ -25,6 +25,7 @@ from providers.sse import SSEParser
 from server.leases import LOST_SEQ
 from tests.harness.recordings import steady_recording
 from tests.harness.redis import RedisServer
+from tests.server.shared_scene import eventually
 from tests.server.workers_scene import LONG, Workers, open_workers
 
 RESUMES = int(os.environ.get("LUMOS_RESUMES", "120"))
@@ -149,3 +150,66 @@ async def test_clients_that_drop_and_resume_over_two_workers_that_are_killed(
                 f"{ends.count('GenerationComplete')} done, {ends.count('Error')} lost; "
                 f"refusals on the way: {sorted({status for reader in readers for status in reader.refusals})}"
             )
+
+
+async def _start(client: httpx.AsyncClient, workers: Workers) -> tuple[str, str]:
+    """A run, as a POST starts it: its id, and the name of its worker."""
+    url = f"{workers.url}/api/v1/agents/local/chat/lumosai/stream"
+    body = {"message": "?", "on_disconnect": "continue"}
+    async with client.stream("POST", url, json=body) as response:
+        run_id = response.headers["X-Run-Id"]
+        await response.extensions["body"].receive()
+    await eventually(lambda: run_id in workers.output)
+    return run_id, next(line["worker"] for line in workers.of("run.started") if line["run_id"] == run_id)
+
+
+async def test_a_worker_that_stood_still_comes_back_to_runs_that_are_lost(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    recording = steady_recording(first=0.05, gap=0.05, last=30.0)
+    async with open_workers(tmp_path, redis_server.url, recording, "--lease", "1") as workers, open_client() as client:
+        run_id, name = await _start(client, workers)
+        pid = workers.living()[name]
+        url = f"{workers.url}/api/v1/runs/{run_id}/events"
+        os.kill(pid, signal.SIGSTOP)
+        (lost,) = await workers.wait_lines("run.worker_lost")
+        assert lost["run_id"] == run_id
+        assert lost["worker"] != name
+        os.kill(pid, signal.SIGCONT)
+        (back,) = await workers.wait_lines("worker.was_given_up")
+        assert back["worker"] != lost["worker"]
+        ended = (await workers.wait_lines("run.ended"))[0]
+        assert (ended["run_id"], ended["reason"]) == (run_id, "error:worker_lost")
+        for _ in range(8):  # either worker
+            with trio.fail_after(LONG):
+                text = (await client.get(url, headers={"Connection": "close"})).text
+            assert text.count('"chunk_type":"error","code":"worker_lost"') == 1
+            assert text.count('"chunk_type":"done"') == 0
+        again, _ = await _start(client, workers)
+        stopped = await client.post(f"{workers.url}/api/v1/runs/{again}/stop")
+        assert stopped.status_code == 200
+
+
+async def test_while_redis_is_away_workers_serve_what_they_have(redis_server: RedisServer, tmp_path: Path) -> None:
+    recording = steady_recording(first=0.05, gap=0.05, last=30.0)
+    async with open_workers(tmp_path, redis_server.url, recording, "--lease", "1") as workers, open_client() as client:
+        runs: dict[str, str] = {}
+        while len(set(runs.values())) < 2:  # the kernel deals
+            runs |= [await _start(client, workers)]
+        redis_server.kill()
+        await workers.wait_lines("redis.away", 4)
+        seen: set[tuple[bool, int]] = set()
+        for run_id in runs:
+            while len(seen) < 2:
+                response = await client.get(f"{workers.url}/api/v1/runs/{run_id}", headers={"Connection": "close"})
+                seen.add((response.status_code == 200, response.status_code))
+        assert seen == {(True, 200), (False, 503)}
+        ready = await client.get(f"{workers.url}/health/ready")
+        assert (ready.status_code, ready.json()["shared_log"]) == (200, "away")
+        redis_server.start()
+        await workers.wait_lines("redis.connected", 8)
+        for run_id in runs:
+            for _ in range(6):
+                response = await client.get(f"{workers.url}/api/v1/runs/{run_id}", headers={"Connection": "close"})
+                assert (response.status_code, response.json()["data"]["status"]) == (200, "running")
+        assert workers.of("run.worker_lost") == []
