@@ -284,7 +284,7 @@ class SocketSession:
         run, size = subscription.run, 0
         by_now = await run.log.read(subscription.after, trio.current_time())  # more, if the turn was long in coming
         for entry in by_now or entries:
-            if size >= TURN_BYTES or subscription.left:
+            if size >= TURN_BYTES:
                 return False
             await self._socket.send(encode_event(run.run_id, entry))
             subscription.after = entry.seq

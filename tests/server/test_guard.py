@@ -341,7 +341,7 @@ async def test_a_preflight_is_answered_without_a_key(path: str, autojump_clock: 
             "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
             "access-control-allow-headers": "Authorization, X-API-Key, Content-Type, Last-Event-ID, Idempotency-Key",
             "access-control-max-age": "600",
-            "access-control-expose-headers": "X-Run-Id, X-Session-Id, Location, Retry-After",
+            "access-control-expose-headers": "X-Run-Id, X-Session-Id, X-Batch-Id, Location, Retry-After",
         }
         assert answer.headers["vary"] == "Origin"
         assert door.store.reads == []
@@ -355,7 +355,7 @@ async def test_answers_errors_and_streams_carry_the_headers(path: str, status: i
         answer = await door.raw(f"Origin: {PAGE}", path=path)
         assert answer.status == status
         assert answer.headers["access-control-allow-origin"] == PAGE
-        assert answer.headers["access-control-expose-headers"] == "X-Run-Id, X-Session-Id, Location, Retry-After"
+        assert answer.headers["access-control-expose-headers"] == "X-Run-Id, X-Session-Id, X-Batch-Id, Location, Retry-After"
         assert answer.headers["vary"] == "Origin"
         assert "access-control-allow-credentials" not in answer.headers
 

@@ -327,6 +327,7 @@ async def test_a_thousand_random_disconnects_leave_nothing(autojump_clock: MockC
     dice = random.Random(5)
     async with open_world(window=2000) as world:
         world.add_agent("a", speaking(*((number / 10, text("word " * 50)) for number in range(1, 40))))
+        await trio.testing.wait_all_tasks_blocked()
         before = trio.lowlevel.current_statistics().tasks_living
 
         async def come_and_go() -> None:
