@@ -20,8 +20,8 @@ from .remote_log import highest_cursor
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
-PIECE_BYTES = 256 * 1024
-"""What a reader has in memory of its own while it is sent: the frames themselves are shared."""
+PIECE_BYTES = 16 * 1024
+"""What a reader has in memory of its own while it is sent, three times over: the frames themselves are shared."""
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
