@@ -42,7 +42,8 @@ from .serving import ServingLimits, serve
 from .share_links import BadSecretError, ShareLinks
 from .sockets import SocketListener, listen_tcp, raise_descriptor_limit
 from .store.database import Database
-from .store.interrupted import interrupt_runs
+from .store.errors import StoreUnavailableError
+from .store.interrupted import end_run, interrupt_runs
 from .store.keys import any_keys
 from .tool_registry import ToolRegistry
 
@@ -161,6 +162,7 @@ async def run_server(settings: ServerSettings) -> None:
                 followers = LogFollowers(journal, *shares, observer=RunLogger())
                 supervisor = RunSupervisor(runs, followers, RetentionLimits(seconds=settings.retention))
                 for share in shares:
+                    share.tell_lost(partial(_end_lost_run, database))
                     background.start_soon(share.run, supervisor)
                 services = Services(
                     agents={},
@@ -205,6 +207,15 @@ def _end_runs_of_the_dead(c: Connection) -> None:
     now = utc_now().isoformat(timespec="microseconds")
     if interrupted := interrupt_runs(c, now):
         _logger.warning("runs.interrupted", runs=interrupted)
+
+
+async def _end_lost_run(database: Database, run_id: str) -> None:
+    """What the store has of a run whose worker died gets its end too."""
+    now = utc_now().isoformat(timespec="microseconds")
+    try:
+        await database.write(end_run, run_id, "worker_lost", now)
+    except StoreUnavailableError as error:
+        _logger.error("run.end_not_kept", run_id=run_id, reason=str(error))
 
 
 def _share_links(settings: ServerSettings) -> ShareLinks:

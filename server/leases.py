@@ -56,6 +56,7 @@ class Leases:
 
     Attributes:
         worker: this one's name now.
+        on_run_lost: called with the id of a run that this worker has ended for a dead one.
         on_buried: called when others have taken this worker for dead; it goes on under the name that this returns.
     """
 
@@ -66,6 +67,7 @@ class Leases:
         self._looked_at = trio.current_time()
         self._claimed: set[str] = set()
         self.worker = worker
+        self.on_run_lost: Callable[[str], Awaitable[None]] | None = None
         self.on_buried: Callable[[], str] = lambda: worker
 
     async def beat(self) -> None:
@@ -141,6 +143,8 @@ class Leases:
         end = END_LOST.call(keys, self.worker, run_id, LOST_SEQ, lost, self._limits.retention_milliseconds)
         if await self._link.ask(*end):
             _logger.warning("run.worker_lost", run_id=run_id)
+            if self.on_run_lost is not None:
+                await self.on_run_lost(run_id)
 
     async def _lost(self, run_id: str) -> Error:
         text: list[str] = []

@@ -32,6 +32,10 @@ CURSORS_AHEAD = 10_000
 _decode_event = msgspec.json.Decoder(Event).decode
 
 
+class EventsLostError(trio.BrokenResourceError):
+    """The rest of a run's events cannot be had here now: who reads them must not take this for their end."""
+
+
 class RemoteLog:
     """The events of another worker's run, as far as they are known here; an ``EventLog``.
 
@@ -114,7 +118,7 @@ class RemoteLog:
         """Everything after number ``after``, as ``RunLog.read``.
 
         Raises:
-            trio.BrokenResourceError: Redis is away for too long, or does not have the rest: never a clean end.
+            EventsLostError: Redis is away for too long, or does not have the rest: never a clean end.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         with self._followed():
@@ -125,7 +129,7 @@ class RemoteLog:
                     return []
                 now = trio.current_time()
                 if self.ended or self._gone or now >= self._logs.broken_at:
-                    raise trio.BrokenResourceError("the rest of the run's events cannot be had")
+                    raise EventsLostError("the rest of the run's events cannot be had")
                 if now >= deadline:
                     return []
                 with trio.CancelScope(deadline=min(deadline, self._logs.broken_at)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -88,6 +89,10 @@ class SharedLog:
             self._readers = RemoteReaders(nursery, supervisor.find, self.uploads, self._limits.lease)
             nursery.start_soon(self._link.run, self._work)
             await self._reading_link.run(self._read)
+
+    def tell_lost(self, listener: Callable[[str], Awaitable[None]]) -> None:
+        """Have it called with the id of each run that this worker ends for a dead one; it must not raise."""
+        self._leases.on_run_lost = listener
 
     async def wait_available(self) -> None:
         """Until Redis is there, and knows this worker."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
+import structlog
 import trio
 from hypercorn.typing import ASGISendCallable
 from quart import Request, Response
@@ -16,7 +17,9 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from engine.log import EventLog
 
 from .errors import ApiError
-from .remote_log import highest_cursor
+from .remote_log import EventsLostError, highest_cursor
+
+_logger = structlog.get_logger("lumos")
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
@@ -97,7 +100,10 @@ class StreamConnection(TrioASGIHTTPConnection):
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         body = response.response
         with body.attached() if isinstance(body, EventStreamBody) else nullcontext():
-            await super()._send_response(send, response)
+            try:
+                await super()._send_response(send, response)
+            except EventsLostError as error:  # Hypercorn cuts a response that is left unfinished: no clean end
+                _logger.warning("stream.cut", path=self.scope["path"], reason=str(error))
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -11,6 +11,7 @@ import trio
 from engine import Emit, Error, FinishPiece, LogEntry, Message, ModelRequest, Owner, Run, RunSpec, RunSupervisor
 from engine.log import EventLog
 from server.log_followers import LogFollowers
+from server.principal import LOCAL_USER
 from server.run_directory import LocalRun
 from server.run_uploads import SharedLimits
 from server.shared_log import SharedLog, SharedRun
@@ -19,7 +20,7 @@ from tests.harness.redis import RedisServer
 
 LEASE = 0.6
 LONG = 10.0
-OWNER = Owner(tenant_id="tenant", user_id="user", session_id="session")
+OWNER = Owner(tenant_id=LOCAL_USER.tenant_id, user_id=LOCAL_USER.user_id, session_id="session")
 
 
 class Script:

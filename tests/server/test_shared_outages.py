@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 import trio
 
 from engine import GenerationComplete, Run
+from providers.http import open_client
 from server import remote_log
+from server.app import create_app
+from server.compose import base_url
 from server.run_directory import SourceUnavailableError
+from server.services import Services
+from server.serving import serve
+from server.sockets import listen_tcp
 from tests.harness.redis import RedisServer
 from tests.server.shared_scene import (
     LEASE,
@@ -157,3 +164,36 @@ async def test_a_stop_of_a_run_whose_events_redis_lost_at_the_end(redis_server: 
 
         await eventually(ended)
         assert frames(await read_to_end((await three.find(run.id)).log)) == frames(run.log.entries())
+
+
+async def test_over_http_a_reader_elsewhere_gets_a_broken_transport_and_then_503(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_log, "OUTAGE_SECONDS", 0.3)
+    listeners = listen_tcp("127.0.0.1", 0)
+    async with open_scene(redis_server) as scene, trio.open_nursery() as nursery, open_client() as client:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script, run = await _both(one, two)
+        services = Services({}, two.supervisor, sources=(two.shared,), shared_log=two.shared)
+        await nursery.start(serve, create_app(services), listeners, trio.Event())
+        url = f"{base_url(listeners[0])}/api/v1/runs/{run.id}/events"
+        async with client.stream("GET", url) as response:
+            assert response.status_code == 200
+            await response.extensions["body"].receive()
+            redis_server.kill()
+            with trio.fail_after(LONG), pytest.raises(httpx.TransportError):
+                await response.extensions["body"].receive()
+        refused = await client.get(url)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        redis_server.start()
+        await _wait_available(one, two)
+        script.say("and on")
+        script.end()
+        with trio.fail_after(LONG):
+            assert (await client.get(url)).text.count('"chunk_type":"done"') == 1
+        ahead = await client.get(url, headers={"Last-Event-ID": f"{run.id}.{run.log.last_seq + 1}"})
+        assert ahead.status_code == 400
+        all_read = await client.get(url, headers={"Last-Event-ID": f"{run.id}.{run.log.last_seq}"})
+        assert all_read.status_code == 204
+        assert "Traceback" not in caplog.text
+        nursery.cancel_scope.cancel()
