@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Any, Protocol, cast
 
 import trio
@@ -19,6 +20,7 @@ from engine import LogEntry
 
 from .api_chat import start_run
 from .errors import ApiError, not_found
+from .journal_log import EventsDroppedError
 from .principal import Principal
 from .routing import PATH_IDS, Call
 from .run_access import find_run, find_run_or_state, unavailable
@@ -44,6 +46,7 @@ from .socket_messages import (
     refused_run,
     refused_start,
 )
+from .store.errors import StoreUnavailableError
 
 MAX_SUBSCRIPTIONS = 100
 """Of one socket, with the starts that are under way."""
@@ -113,14 +116,30 @@ class Subscription:
         self._waiting.cancel(reason="unsubscribed")
 
     async def wait_turn(self, turn: trio.Lock) -> list[LogEntry] | None:
-        """Wait until there is something to write, then for the turn, the caller's to release. None: it has left."""
+        """Wait until there is something to write, then for the turn, the caller's to release. None: it has left.
+
+        Raises:
+            ApiError: the events are not to be had, or not now.
+        """
         if self.left:
             return None
         with trio.CancelScope() as self._waiting:  # noqa: ASYNC912 - the log may have something already
-            entries = await self.run.log.read(self.after)
+            entries = await self._read()
             await turn.acquire()
             return entries
         return None
+
+    async def more(self) -> list[LogEntry]:
+        """What is there by now of a run under way. Raises as ``wait_turn``."""
+        return [] if self.run.log.ended else await self._read(trio.current_time())
+
+    async def _read(self, deadline: float = inf) -> list[LogEntry]:
+        try:
+            return await self.run.log.read(self.after, deadline)
+        except EventsDroppedError as error:
+            raise ApiError(410, "GONE", "the run's events are no longer kept; its state is") from error
+        except (trio.BrokenResourceError, trio.TooSlowError, StoreUnavailableError) as error:
+            raise unavailable("the run's events cannot be had now: subscribe again") from error
 
 
 class SocketSession:
@@ -269,21 +288,30 @@ class SocketSession:
         with subscription.run.log.attached():
             await self._say(greeting)
             task_status.started()
-            over = False
-            while not over:
-                entries = await subscription.wait_turn(self._turn)
-                if entries is None:
-                    return
-                try:
-                    over = await self._write(subscription, entries)
-                finally:
-                    self._turn.release()
+            try:
+                await self._write_all(subscription)
+            except ApiError as error:
+                run_id = subscription.run.run_id
+                if self._subscriptions.get(run_id) is subscription:
+                    del self._subscriptions[run_id]
+                    self._ended_one.unpark_all()
+                    await self._say(refused_run(error, Subscribe(run_id=run_id)))
+
+    async def _write_all(self, subscription: Subscription) -> None:
+        over = False
+        while not over:
+            entries = await subscription.wait_turn(self._turn)
+            if entries is None:
+                return
+            try:
+                over = await self._write(subscription, entries)
+            finally:
+                self._turn.release()
 
     async def _write(self, subscription: Subscription, entries: list[LogEntry]) -> bool:
         """Write what fits into one turn; whether that was the last of the run."""
         run, size = subscription.run, 0
-        by_now = await run.log.read(subscription.after, trio.current_time())  # more, if the turn was long in coming
-        for entry in by_now or entries:
+        for entry in await subscription.more() or entries:  # more, if the turn was long in coming
             if size >= TURN_BYTES:
                 return False
             await self._socket.send(encode_event(run.run_id, entry))

@@ -9,11 +9,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine import Run
+from engine import LogEntry, Run
+from server.journal_log import EventsDroppedError
 from server.keys import parse_key
 from server.principal import KeyLimits
 from server.socket_session import MAX_SUBSCRIPTIONS, TURN_BYTES
 from server.store import keys as key_rows
+from server.store.errors import StoreUnavailableError
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
 from tests.harness.websocket_client import RefusedError, SocketClosedError, WebSocketClient, open_socket
 from tests.harness.world import World, open_keeping_world, open_world
@@ -304,6 +306,38 @@ async def test_however_often_it_is_subscribed_and_not_nothing_is_lost_or_doubled
                 await socket.say("subscribe", run_id=run_id, after=len(heard))
                 await socket.hear_until("subscribed")
         assert_whole(socket, find(world, run_id))
+
+
+TROUBLE: dict[str, tuple[Exception, str]] = {
+    "dropped": (EventsDroppedError("x"), "GONE"),
+    "away": (trio.BrokenResourceError("x"), "SERVICE_UNAVAILABLE"),
+    "no store": (StoreUnavailableError("x"), "SERVICE_UNAVAILABLE"),
+    "slow": (trio.TooSlowError("x"), "SERVICE_UNAVAILABLE"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+async def test_a_run_that_cannot_be_read_ends_its_subscription_alone(
+    trouble: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, code = TROUBLE[trouble]
+    async with open_world() as world, open_socket(world) as socket:
+        two(world)
+        left, right = await start(socket, "left"), await start(socket, "right")
+        await socket.hear_until("event", run_id=left, seq=2)
+        log = find(world, left).log
+
+        async def fail(*_: Any) -> list[LogEntry]:
+            raise error
+
+        monkeypatch.setattr(log, "read", fail)
+        refused = await socket.hear_until("error")
+        assert (refused["code"], refused["run_id"]) == (code, left)
+        monkeypatch.undo()
+        await socket.say("subscribe", run_id=left, after=len(events(socket, left)))
+        await hear_ends(socket, left, right)
+        assert_whole(socket, find(world, left))
+        assert_whole(socket, find(world, right))
 
 
 # Left
