@@ -196,5 +196,18 @@ def encode_frame(run_id: str, seq: int, event: Event) -> bytes:
     JSON has no raw newline, so the frame needs no escaping (WHATWG HTML, section 9.2.5). There is no ``event:``
     field, so a browser's ``onmessage`` sees every frame. The same bytes go to every reader, at any time.
     """
+    return frame_of(run_id, seq, _encode(event))
+
+
+def frame_of(run_id: str, seq: int, data: bytes) -> bytes:
+    """The frame of an event that is JSON already, as a store kept it."""
     retry = b"retry: %d\n" % RETRY_MILLISECONDS if seq == 1 else b""
-    return b"%sid: %s.%d\ndata: %s\n\n" % (retry, run_id.encode(), seq, _encode(event))
+    return b"%sid: %s.%d\ndata: %s\n\n" % (retry, run_id.encode(), seq, data)
+
+
+def data_of(frame: bytes) -> bytes:
+    """The event's JSON in its frame: what ``frame_of`` makes the same frame from."""
+    return frame[frame.index(_DATA) + len(_DATA) : -2]
+
+
+_DATA = b"\ndata: "

@@ -88,6 +88,7 @@ class RunLog:
         self._entries: list[LogEntry] = []
         self._order = EventOrder()
         self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting_for_several: tuple[trio.lowlevel.ParkingLot, ...] = ()
 
     @property
     def last_seq(self) -> int:
@@ -117,18 +118,24 @@ class RunLog:
         self.size_bytes += len(entry.frame)
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
-        self._waiting.unpark_all()
+        self.wake()
         if self.on_append is not None:
             self.on_append(self)
         return entry
 
-    def entries(self, after: int = 0) -> list[LogEntry]:
-        """What is in the log after number ``after`` now, without waiting; gathered text is not in it yet."""
-        return self._entries[after:]
+    def entries(self, after: int = 0, until: int | None = None) -> list[LogEntry]:
+        """What is in the log now, after number ``after`` up to ``until``; gathered text is not in it yet."""
+        return self._entries[after:until]
 
     def wake(self) -> None:
         """Let waiting readers look again: gathered text has come due, or has begun to gather."""
         self._waiting.unpark_all()
+        for lot in self._waiting_for_several:
+            lot.unpark_all()
+
+    def also_wake(self, lot: trio.lowlevel.ParkingLot) -> None:
+        """From now on wake those in this lot too: who waits for several logs at once has one lot for all of them."""
+        self._waiting_for_several += (lot,)
 
     @contextmanager
     def attached(self) -> Iterator[None]:

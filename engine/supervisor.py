@@ -115,6 +115,11 @@ class RunSupervisor:
             self.end_all()
             for run in list(self._active.values()):
                 await run.log.wait_ended()
+        self._drained.set()
+
+    async def wait_drained(self) -> None:
+        """Until ``drain`` is done: the server ends."""
+        await self._drained.wait()
 
     def end_all(self) -> None:
         """End every run under way with ``draining``, now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import Literal
 
@@ -10,17 +11,23 @@ from quart import Response
 
 from engine import AgentStopped, Error, GenerationComplete, Run, RunSpec, RunSupervisor, Usage
 from engine.agent import begin_turn
+from engine.events import Event
 from engine.memory import TurnRecord
 from engine.pieces import FinishReason
 
 from .agent_access import find_chat_agent
 from .auth import resolve_user
 from .availability import or_unavailable
+from .chat_runs import ResumeQuery, run_of_chat
 from .errors import ApiError, draining
 from .requests import ChatRequest
 from .routing import API, STREAM, Call, Reply, Route
+from .run_access import events_response, run_headers
+from .run_view import RunView
 from .simulated import SimulatedBody
-from .sse import EventStreamBody, stream_response
+from .sse import cursor_of, requested_cursor, stream_response
+from .store.rows import Scope
+from .store.turns import begin_run, save_turn
 
 EXAMPLE = {"message": "Hi"}
 
@@ -47,31 +54,32 @@ class WholeAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def chat_stream(call: Call[ChatRequest, None]) -> Response:
-    """Start a run and stream its events."""
-    run = await start_run(call)
-    return stream_response(EventStreamBody(run.log, after=0), headers=run_headers(run))
+    """Start a run, or join one, and stream its events."""
+    return events_response(call, await run_of_chat(call, start_run))
 
 
 async def chat_whole(call: Call[ChatRequest, None]) -> Reply:
-    """Start a run and answer once it is over."""
-    run = await start_run(call)
+    """Start a run, or join one, and answer once it is over."""
+    run = await run_of_chat(call, start_run)
+    terminal: Event | None = None
     with run.log.attached():
-        cursor = 0
+        cursor = requested_cursor(call.request, run.log)
+        cursor = min(cursor, max(run.log.last_seq - 1, 0))  # its end is wanted again
         while entries := await run.log.read(cursor):
-            cursor = entries[-1].seq
-    return Reply(whole_answer(run), run_headers(run))
+            cursor, terminal = entries[-1].seq, entries[-1].event
+    return Reply(whole_answer(run.view(), terminal), run_headers(run))
 
 
 async def chat_simulated(call: Call[ChatRequest, None]) -> Response:
-    """Start a run, and once it is over stream it cut into pieces, as the old system did."""
-    run = await start_run(call)
+    """Start a run, or join one, and once it is over stream it cut into pieces, as the old system did."""
+    run = await run_of_chat(call, start_run)
     headers = run_headers(run)
     del headers["Location"]  # its numbers are not the log's
-    return stream_response(SimulatedBody(run.log), headers=headers)
+    return stream_response(SimulatedBody(run.log, cursor_of(call.request, run.run_id)), headers=headers)
 
 
-async def start_run(call: Call[ChatRequest, None]) -> Run:
-    """The run that the request asks for, started; the user's message is kept by then.
+async def start_run(call: Call[ChatRequest, None], run_id: str | None = None) -> Run:
+    """The run that the request asks for, started, of that id if one is given; the user's message is kept by then.
 
     Raises:
         ApiError: it may not, or cannot, be started.
@@ -81,23 +89,48 @@ async def start_run(call: Call[ChatRequest, None]) -> Run:
     agent = await find_chat_agent(call, user_id)
     spec = call.body.run_spec(agent, services.resume_grace)
     if services.gatekeeper is None:
-        return await _start(call, spec)
+        return await _start_admitted(call, spec, run_id)
     slot = await services.gatekeeper.open_run(caller)
     try:
-        return await _start(call, msgspec.structs.replace(spec, on_ended=slot.run_ended))
+        return await _start_admitted(call, spec, run_id, slot.run_ended)
     except BaseException:
         slot.close()
         raise
 
 
-async def _start(call: Call[ChatRequest, None], spec: RunSpec) -> Run:
+async def _start_admitted(
+    call: Call[ChatRequest, None], spec: RunSpec, run_id: str | None, *on_ended: Callable[[Run], None]
+) -> Run:
+    """Start the run once this worker has a place for it; the run gives the place back at its end."""
+    _check_not_draining(call.services.supervisor)
+    if call.services.admission is None:
+        return await _start(call, _telling(spec, *on_ended), run_id)
+    place = await call.services.admission.enter(call.caller.key_id)
+    try:
+        return await _start(call, _telling(spec, place.run_ended, *on_ended), run_id)
+    except BaseException:
+        place.close()
+        raise
+
+
+def _telling(spec: RunSpec, *listeners: Callable[[Run], None]) -> RunSpec:
+    """The spec of a run whose end all of these hear of."""
+
+    def tell(run: Run) -> None:
+        for listener in listeners:
+            listener(run)
+
+    return msgspec.structs.replace(spec, on_ended=tell) if listeners else spec
+
+
+async def _start(call: Call[ChatRequest, None], spec: RunSpec, run_id: str | None) -> Run:
     """Keep the message, then start the run. Nothing waits in between, so that neither is without the other."""
     supervisor = call.services.supervisor
     _check_not_draining(supervisor)
-    run_id = supervisor.new_run_id()
-    await or_unavailable(begin_turn, spec, run_id)
+    run_id = run_id or supervisor.new_run_id()
+    await _begin(call, spec, run_id)
     if supervisor.draining:  # since a moment ago
-        await or_unavailable(_give_up, spec, run_id)
+        await _give_up(call, spec, run_id)
     _check_not_draining(supervisor)
     return supervisor.start(spec, run_id)
 
@@ -107,55 +140,65 @@ def _check_not_draining(supervisor: RunSupervisor) -> None:
         raise draining()
 
 
-async def _give_up(spec: RunSpec, run_id: str) -> None:
-    """Keep that a run whose message is kept will not be."""
+async def _begin(call: Call[ChatRequest, None], spec: RunSpec, run_id: str) -> None:
+    """Have it in the store that the run is under way: after the death of this process somebody must end it."""
     if spec.memory_use is not None:
-        turn = TurnRecord(
-            run_id=run_id,
-            status="error",
-            messages=(),
-            response="",
-            usage=None,
-            total_steps=0,
-            elapsed_ms=0.0,
-            ttfb_ms=None,
-            error_code="draining",
-        )
-        await spec.memory_use.memory.save_turn(turn)
+        await or_unavailable(begin_turn, spec, run_id)
+    elif call.services.database is not None:
+        scope = Scope(spec.owner.tenant_id, spec.owner.user_id, spec.agent_id)
+        now = call.services.now()
+        await call.services.write(begin_run, scope, spec.owner.session_id, run_id, call.caller.key_id, now)
 
 
-def run_headers(run: Run) -> dict[str, str]:
-    """The headers that tell which run a response is of."""
-    location = f"{API}/runs/{run.id}/events"
-    return {"X-Run-Id": run.id, "X-Session-Id": run.spec.owner.session_id, "Location": location}
+async def _give_up(call: Call[ChatRequest, None], spec: RunSpec, run_id: str) -> None:
+    """Keep that a run which is known to be under way will not be."""
+    turn = TurnRecord(
+        run_id=run_id,
+        status="error",
+        messages=(),
+        response="",
+        usage=None,
+        total_steps=0,
+        elapsed_ms=0.0,
+        ttfb_ms=None,
+        error_code="draining",
+    )
+    if spec.memory_use is not None:
+        await or_unavailable(spec.memory_use.memory.save_turn, turn)
+    elif call.services.database is not None:
+        await call.services.write(save_turn, turn, call.services.now())
 
 
-def whole_answer(run: Run) -> WholeAnswer:
+def whole_answer(run: RunView, terminal: Event | None) -> WholeAnswer:
     """The ended run as one answer.
 
     Raises:
         ApiError: the run ended in an error: 503 with the event's own code, 500 for a bug of ours.
     """
-    match run.log.terminal:
+    match terminal:
         case GenerationComplete() | AgentStopped() as ended:
             return WholeAnswer(
-                message_id=run.id,
-                content=run.response,
+                message_id=run.run_id,
+                content=ended.response,
                 memories_updated=run.memory_updates > 0,
                 memories_count=run.memory_updates,
-                processing_time_ms=round(run.elapsed * 1000, 3),
-                run_id=run.id,
-                usage=run.usage,
+                processing_time_ms=run.elapsed_ms or 0.0,
+                run_id=run.run_id,
+                usage=ended.usage,
                 finish_reason="stopped" if isinstance(ended, AgentStopped) else ended.finish_reason,
             )
         case Error(code, content, response, retry_after=retry_after):
-            details = {"run_id": run.id, "response": response}
+            details = {"run_id": run.run_id, "response": response}
             headers = {} if retry_after is None else {"Retry-After": str(ceil(retry_after))}
             raise ApiError(500 if code == "internal" else 503, code, content, details, headers)
     raise AssertionError("the run has not ended")
 
 
 _PATH = "/agents/{agent_id}/chat/lumosai"
+_REPEATED = {
+    "Idempotency-Key": "Requests with the same key and body are one run: a repeated one joins it.",
+    "Last-Event-ID": "The id of the last event that the client has: the run goes on after it, and none is started.",
+}
 _RUN_HEADERS = {
     "X-Run-Id": "The run's id.",
     "X-Session-Id": "The session that the message belongs to.",
@@ -171,7 +214,12 @@ ROUTES = (
         summary="Start a run and stream it",
         tag="Chat",
         body=ChatRequest,
+        query=ResumeQuery,
+        raw_query=True,
+        headers=_REPEATED,
+        refusals=(404, 409, 410),
         answer=STREAM,
+        also={204: "The run is over, and all its events were delivered before."},
         answer_headers=_RUN_HEADERS,
         example=EXAMPLE,
     ),
@@ -183,6 +231,10 @@ ROUTES = (
         summary="Start a run and answer it whole",
         tag="Chat",
         body=ChatRequest,
+        query=ResumeQuery,
+        raw_query=True,
+        headers=_REPEATED,
+        refusals=(404, 409, 410),
         answer=WholeAnswer,
         answer_headers=_RUN_HEADERS,
         example=EXAMPLE,
@@ -195,6 +247,10 @@ ROUTES = (
         summary="The old way, for comparison: generate everything, then cut it up",
         tag="Chat",
         body=ChatRequest,
+        query=ResumeQuery,
+        raw_query=True,
+        headers=_REPEATED,
+        refusals=(404, 409, 410),
         answer=STREAM,
         answer_headers={name: text for name, text in _RUN_HEADERS.items() if name != "Location"},
         example=EXAMPLE,

@@ -17,10 +17,19 @@ class Alive(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The server takes new runs."""
+    """The server takes new runs.
+
+    Attributes:
+        shared_log: whether other workers' runs can be had; null of a server that is alone. Its own go on without.
+        queued_runs: starts that wait for one of the worker's places.
+        saturated: whether all places are taken. That is no refusal yet: it waits, and streams can be read.
+    """
 
     status: Literal["ok"]
     active_runs: int
+    queued_runs: int
+    saturated: bool
+    shared_log: Literal["ok", "away"] | None = None
 
 
 async def live(_: Call[None, None]) -> Alive:
@@ -41,7 +50,14 @@ async def ready(call: Call[None, None]) -> Ready:
             {"not_ready": ["store"]},
             {"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
-    return Ready("ok", call.services.supervisor.active_runs)
+    admission, shared = call.services.admission, call.services.shared_log
+    return Ready(
+        "ok",
+        call.services.supervisor.active_runs,
+        queued_runs=0 if admission is None else admission.queued,
+        saturated=admission is not None and admission.saturated,
+        shared_log=None if shared is None else "ok" if shared.available else "away",
+    )
 
 
 ROUTES = (

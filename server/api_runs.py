@@ -5,170 +5,81 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import trio
 from quart import Response
 
-from engine import Run, Usage
-from engine.events import TerminalEvent
-from engine.run import SAVE_SECONDS
-
-from .api_chat import run_headers
-from .errors import ApiError, not_found
+from .edge import RangeView, owners_range
+from .errors import not_found
 from .routing import API, STREAM, Call, Route
-from .sse import EventStreamBody, requested_cursor, stream_response
-from .store import turns
-from .store.rows import RunStatus, StoredRun
+from .run_access import events_response, find_run, find_run_or_state, unavailable
+from .run_directory import ElsewhereError, EventsAwayError, GoneError, SourceUnavailableError
+from .run_view import RunView, run_view
 from .store.run_texts import drop_response
 
-STOP_SECONDS = SAVE_SECONDS + 1.0
-"""How long a stop waits for the end of an answer that is being kept."""
-
-
-class RunView(msgspec.Struct, frozen=True, kw_only=True):
-    """A run's state. Times in milliseconds since its start.
-
-    Attributes:
-        last_seq: the number of its newest event; 0 of a run that memory has dropped and the store still knows.
-        response: the text so far.
-        ttfb_ms: until the first content; null before it.
-        usage: token counts so far.
-        terminal: its last event, once it has ended and while its events are there.
-    """
-
-    run_id: str
-    agent_id: str
-    status: RunStatus
-    last_seq: int
-    response: str
-    elapsed_ms: float | None
-    ttfb_ms: float | None
-    usage: Usage | None
-    terminal: TerminalEvent | None
+__all__ = ["ROUTES", "EventsQuery", "RunView", "run_view"]
 
 
 class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From where on the events are read.
+    """Which events are read.
 
     Attributes:
         after: the number of the last event that the reader has; without it, or ``Last-Event-ID``, all are sent.
+        until: the last number of a range; only an ended run has ranges, and caches may keep them.
     """
 
     after: int = 0
-
-
-def find_run(call: Call[Any, Any]) -> Run | None:
-    """The run in memory that the path names, if it is the caller's to see."""
-    run = call.services.supervisor.find(call.ids["run_id"])
-    return run if run is not None and call.caller.may_see(run.spec.owner.tenant_id, run.spec.owner.user_id) else None
-
-
-def find_live_run(call: Call[Any, Any]) -> Run:
-    """As ``find_run``.
-
-    Raises:
-        ApiError: 404, there is none, or none of the caller's.
-    """
-    run = find_run(call)
-    if run is None:
-        raise not_found("run", call.ids["run_id"])
-    return run
-
-
-async def find_stored_run(call: Call[Any, Any]) -> StoredRun:
-    """The run that the path names as the store knows it.
-
-    Raises:
-        ApiError: 404, there is none, or none of the caller's; 503, the store does not answer.
-    """
-    run_id = call.ids["run_id"]
-    run = None if call.services.database is None else await call.services.read(turns.find_run, run_id)
-    if run is None or not call.caller.may_see(run.tenant_id, run.user_id):
-        raise not_found("run", run_id)
-    return run
+    until: int | None = None
 
 
 async def get_run(call: Call[None, None]) -> RunView:
     """The run's state."""
-    run = find_run(call)
-    return stored_run_view(await find_stored_run(call)) if run is None else run_view(run)
+    try:
+        return (await find_run_or_state(call)).view()
+    except EventsAwayError as away:
+        return away.view
 
 
 async def get_run_events(call: Call[None, EventsQuery]) -> Response:
-    """The run's events from a number on, then live."""
-    run = find_run(call)
-    if run is None:
-        await find_stored_run(call)
-        raise ApiError(410, "GONE", "the run's events are no longer kept; its state is")
-    cursor = requested_cursor(call.request, run.log)
-    if run.log.ended and cursor == run.log.last_seq:
-        return Response(b"", status=204, headers={"Cache-Control": "no-store"})
-    body = b"" if call.request.method == "HEAD" else EventStreamBody(run.log, cursor)
-    return stream_response(body, headers=run_headers(run))
+    """The run's events from a number on, then live; or those of a range, for good."""
+    run = await find_run(call)
+    if "until" in call.request.args:
+        return await owners_range(call.request, run.log)
+    return events_response(call, run)
 
 
 async def stop_run(call: Call[None, None]) -> RunView:
     """Stop the run, keeping what it has said. An answer that is whole and just being kept is waited for instead."""
-    run = find_run(call)
-    if run is None:
-        return stored_run_view(await find_stored_run(call))
-    run.stop()
-    with trio.move_on_after(STOP_SECONDS):
-        await run.log.wait_ended()
-    return run_view(run)
+    try:
+        run = await find_run_or_state(call)
+    except GoneError as gone:
+        return gone.view  # it has ended
+    except ElsewhereError as elsewhere:
+        raise unavailable("another server has the run") from elsewhere
+    await run.stop()
+    return run.view()
 
 
 async def forget_run(call: Call[None, None]) -> None:
     """Stop the run, drop its events, and its answer in the store; what was said stays in its session."""
-    run = find_run(call)
-    if run is None:
-        await find_stored_run(call)
-    else:
-        call.services.supervisor.forget(run)
+    try:
+        run = await find_run_or_state(call)
+        await run.forget()
+    except GoneError:
+        pass  # they are
+    except ElsewhereError as elsewhere:
+        raise unavailable("another server has the run") from elsewhere
+    except SourceUnavailableError as error:
+        raise unavailable("the store that keeps the run's events does not answer") from error
     if call.services.database is not None:
         await call.services.write(drop_response, call.ids["run_id"])
 
 
 async def get_run_trace(call: Call[None, None]) -> dict[str, Any]:
     """The run's spans as a tree."""
-    run_id = find_live_run(call).id
+    run_id = (await find_run(call)).run_id
     tree = None if call.services.traces is None else call.services.traces.as_tree(run_id)
     if tree is None:
         raise not_found("trace of run", run_id)
     return tree
-
-
-def run_view(run: Run) -> RunView:
-    """The run as it stands now."""
-    terminal = run.log.terminal
-    return RunView(
-        run_id=run.id,
-        agent_id=run.spec.agent_id,
-        status="running" if terminal is None else terminal.__struct_config__.tag,  # type: ignore[arg-type]
-        last_seq=run.log.last_seq,
-        response=run.response,
-        elapsed_ms=round(run.elapsed * 1000, 3),
-        ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
-        usage=run.usage,
-        terminal=terminal,
-    )
-
-
-def stored_run_view(run: StoredRun) -> RunView:
-    """A run that memory has dropped."""
-    usage = None
-    if run.input_tokens is not None and run.output_tokens is not None:
-        usage = Usage(run.input_tokens, run.output_tokens)
-    return RunView(
-        run_id=run.run_id,
-        agent_id=run.agent_id,
-        status=run.status,
-        last_seq=0,
-        response=run.response or "",
-        elapsed_ms=run.elapsed_ms,
-        ttfb_ms=run.ttfb_ms,
-        usage=usage,
-        terminal=None,
-    )
 
 
 _PATH = f"{API}/runs/{{run_id}}"
@@ -192,9 +103,16 @@ ROUTES = (
         query=EventsQuery,
         raw_query=True,
         answer=STREAM,
-        also={204: "The run is over, and all its events were delivered before."},
-        headers={"Last-Event-ID": "The id of the last event that the reader has; what a browser sends by itself."},
-        refusals=(410,),
+        answer_json=RangeView,
+        also={
+            204: "The run is over, and all its events were delivered before.",
+            304: "You have this range.",
+        },
+        headers={
+            "Last-Event-ID": "The id of the last event that the reader has; what a browser sends by itself.",
+            "If-None-Match": "The ETag of a range that you have.",
+        },
+        refusals=(406, 409, 410),
     ),
     Route(
         method="POST",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quart_trio import QuartTrio
 
+from .api_socket import install_socket
 from .errors import install_error_handlers
 from .requests import BODY_SECONDS, MAX_BODY_BYTES
 from .routes import ROUTES
@@ -25,4 +26,5 @@ def create_app(services: Services) -> QuartTrio:
     if services.guard is not None:
         services.guard.install(app)
     install_routes(app, services, ROUTES)
+    install_socket(app, services)
     return app

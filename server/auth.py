@@ -48,14 +48,16 @@ class Gatekeeper:
         self._unknown: _Shelf[None] = _Shelf(UNKNOWN_KEY_SECONDS)
         self._asking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
-    async def admit(self, request: BaseRequestWebsocket) -> Principal:
+    async def admit(self, request: BaseRequestWebsocket, *further: str) -> Principal:
         """Who asks, by ``Authorization: Bearer`` or ``X-API-Key``. Counts the request towards the key's limit.
+
+        ``further`` are keys that the request shows in another way; all have to be the same.
 
         Raises:
             ApiError: 400 for keys that differ, 401 for none or one that does not count, 429 for too many requests, 503
                 while the store does not answer.
         """
-        principal = await self._identify(presented_text(request.headers))
+        principal = await self._identify(presented_text(request.headers, *further))
         self.limiter.count_request(principal)
         return principal
 
@@ -78,6 +80,20 @@ class Gatekeeper:
         if not await self._still_counts(principal.key_id):
             return -inf
         return self._look_again_at if principal.key_id is None else self._known.good_until(principal.key_id)
+
+    async def wait_revoked(self, principal: Principal) -> None:
+        """Until the key no longer counts, ``KEY_SECONDS`` later at most; without a key, until one is needed.
+
+        The store is asked when what it said is too old, once for all who wait. While it does not answer, nothing ends.
+        """
+        while True:
+            try:
+                good_until = await self.counts_until(principal)
+                if good_until == -inf:
+                    return
+                await trio.sleep_until(good_until)
+            except ApiError:
+                await trio.sleep(UNKNOWN_KEY_SECONDS)
 
     async def _still_counts(self, key_id: str | None) -> bool:
         if key_id is None:
@@ -172,13 +188,13 @@ class _Shelf(Generic[V]):
         self._values[key_id] = (value, asked_at + self._seconds)
 
 
-def presented_text(headers: Headers) -> str | None:
+def presented_text(headers: Headers, *further: str) -> str | None:
     """What the request shows as its key; None without any. Keys in the query string do not count: URLs get logged.
 
     Raises:
         ApiError: 400 for several that differ.
     """
-    texts = {text.strip() for text in headers.getlist("X-API-Key")}
+    texts = {text.strip() for text in (*headers.getlist("X-API-Key"), *further)}
     for credentials in headers.getlist("Authorization"):
         scheme, _, text = credentials.strip().partition(" ")
         if scheme.lower() == "bearer":  # another scheme is a proxy's in front of us

@@ -19,6 +19,8 @@ from .key_commands import keys
 if TYPE_CHECKING:
     from providers.recording import Recording
 
+    from .compose import ServerSettings
+
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -27,6 +29,7 @@ T = TypeVar("T")
 _REPLAY = "LUMOS_REPLAY_"
 """The mock's own variables: it often runs beside ``lumos serve``."""
 
+_AT_LEAST_ONE = click.IntRange(min=1)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -74,6 +77,8 @@ def main() -> None:
     type=seconds,
     help="How long a run goes on without a reader.",
 )
+@option("--retention", default=600.0, show_default=True, type=seconds, help="How long ended runs stay in memory.")
+@option("--keep-runs", default=30.0, show_default=True, type=seconds, help="Days that the store keeps runs' events.")
 @option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
 @database_option
 @option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")
@@ -81,10 +86,20 @@ def main() -> None:
 @option("--allow-key-variable", multiple=True, help="Variable that they may name for a key. May be repeated.")
 @option("--allow-tool", multiple=True, help="Tool, or files.*, that API agents may name with keys. May be repeated.")
 @option("--otel", is_flag=True, help="Send traces of runs by OTLP, where the OTEL_ variables say.")
+@option("--max-runs", default=1000, show_default=True, type=_AT_LEAST_ONE, help="Runs at once.")
+@option("--queue", default=100, show_default=True, type=click.IntRange(min=0), help="Starts that wait for a place.")
+@option("--queue-seconds", default=5.0, show_default=True, type=seconds, help="How long they wait before a 503.")
+@option("--share-secret", default="", help="Signs share links, 16 characters or more.  [default: random, till the end]")
+@option("--redis-url", help="Redis or Valkey that workers share runs by: redis://HOST:6379/0.  [default: none]")
+@option("--lease", default=10.0, show_default=True, type=seconds, help="Silence after which a worker counts as dead.")
+@option("--workers", default=1, show_default=True, type=_AT_LEAST_ONE, help="Processes; more than one needs Redis.")
+@option("--max-connections", default=10_000, show_default=True, type=_AT_LEAST_ONE, help="Connections at once.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
+    from .admission import AdmissionLimits
     from .compose import ServerSettings, run_server
     from .logs import configure_logging
+    from .serving import ServingLimits
 
     configure_logging(log_level)
     settings = ServerSettings(
@@ -93,17 +108,39 @@ def serve(host: str, port: int, log_level: str, agents: Path | None, **options: 
         agents_file=agents,
         database_url=options["database_url"],
         resume_grace=options["resume_grace"],
+        retention=options["retention"],
+        keep_runs_days=options["keep_runs"],
         drain=options["drain"],
         cors_origins=options["cors_origin"],
         allowed_provider_hosts=options["allow_provider_host"],
         allowed_key_variables=options["allow_key_variable"],
         allowed_tools=options["allow_tool"],
         otel=options["otel"],
+        admission=AdmissionLimits(
+            runs=options["max_runs"], queue=options["queue"], queue_seconds=options["queue_seconds"]
+        ),
+        share_secret=options["share_secret"],
+        redis_url=options["redis_url"],
+        lease=options["lease"],
+        workers=options["workers"],
+        limits=ServingLimits(connections=options["max_connections"]),
     )
     try:
-        run(run_server, settings)
+        if settings.workers == 1:
+            run(run_server, settings)
+        else:
+            _serve_with_workers(settings, log_level)
     except OSError as error:
         give_up(f"cannot listen on {host}:{port}: {error.strerror or error}")
+
+
+def _serve_with_workers(settings: ServerSettings, log_level: str) -> None:
+    from .workers import WorkersFailedError, run_workers
+
+    try:
+        run(run_workers, settings, log_level)
+    except WorkersFailedError:
+        sys.exit(1)
 
 
 @main.command()

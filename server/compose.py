@@ -6,20 +6,23 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 import trio
 from sqlalchemy import Connection
 
-from engine import RunSupervisor
+from engine import RetentionLimits, RunSupervisor
 from engine.run import utc_now
 from engine.trace import EachOf, InMemoryTraces
 from providers.http import open_client
 
+from .admission import Admission, AdmissionLimits
 from .agents import AgentsFile, AgentsFileError, read_whole_agents_file
 from .app import create_app
 from .auth import Gatekeeper
@@ -27,6 +30,9 @@ from .cors import Cors
 from .directory import AgentDirectory
 from .factory import AgentConfigError, AgentFactory
 from .guard import RequestGuard, check_binding
+from .journal import Journal
+from .journal_log import JournalSource
+from .log_followers import LogFollowers
 from .logs import RunLogger, flush_log
 from .mcp_tools import McpServers
 from .otel import exporting_traces
@@ -34,12 +40,18 @@ from .provider_policy import ProviderPolicy
 from .records import AgentRecord
 from .services import Services
 from .serving import ServingLimits, serve
-from .sockets import SocketListener, listen_tcp
+from .share_links import BadSecretError, ShareLinks
+from .sockets import SocketListener, listen_tcp, raise_descriptor_limit
 from .store.database import Database
+from .store.errors import StoreUnavailableError
+from .store.interrupted import end_run, interrupt_runs
 from .store.keys import any_keys
-from .store.turns import interrupt_runs
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
+from .unsaved_turns import UnsavedTurns
+
+if TYPE_CHECKING:
+    from .shared_log import SharedLog
 
 _logger = structlog.get_logger("lumos")
 
@@ -48,8 +60,16 @@ DEFAULT_DATABASE_URL = "sqlite:///lumos.db"
 CLEANUP_SECONDS = 5.0
 """What tasks that do not let themselves be cancelled (a tool of somebody's) get before the process leaves them."""
 
-FLUSH_SECONDS = 4.0
-"""What turns that the store did not take get when the server ends; within ``CLEANUP_SECONDS``."""
+FLUSH_SECONDS = 3.0
+"""What the store gets to take the last turns and events, when the server ends."""
+
+LEAVE_SECONDS = 1.0
+"""What Redis gets to hear that this worker has gone; with the above within ``CLEANUP_SECONDS``."""
+
+HURRY_SECONDS = 1.0
+"""What everything together gets from the second signal on, whatever hangs."""
+
+LEAST_LEASE_SECONDS = 0.5
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,12 +79,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         database_url: where agents, sessions, memories and keys are.
         agents_file: TOML with ``[[agent]]`` and ``[[mcp_server]]`` tables, beside the built-in agents.
         resume_grace: how long a run goes on after its last reader has left.
+        retention: how long ended runs stay in memory; after that they are read from the store.
+        keep_runs_days: how long the store keeps runs' events.
         drain: how long running streams may go on after SIGTERM.
         cors_origins: whose pages may use the server from a browser.
         allowed_provider_hosts, allowed_key_variables: what tenants' admins may name in agents.
         allowed_tools: what agents made through the API may name beside the built-in tools, once there are keys.
+        redis_url: where workers and hosts share their runs; None for a server that is alone.
+        lease: how long a worker may be silent before the others end its runs.
+        workers: how many processes.
+        worker: which of them this is; empty without others.
         traces: how many runs' traces are kept in memory.
         otel: whether they are sent out by OTLP too.
+        admission: how many runs this worker takes.
+        share_secret: signs share links; empty for a random one of this process.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +100,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str = DEFAULT_DATABASE_URL
     agents_file: Path | None = None
     resume_grace: float = 5.0
+    retention: float = 600.0
+    keep_runs_days: float = 30.0
     drain: float = 30.0
     cors_origins: tuple[str, ...] = ()
     allowed_provider_hosts: tuple[str, ...] = ()
@@ -79,6 +109,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_tools: tuple[str, ...] = ()
     traces: int = 200
     otel: bool = False
+    admission: AdmissionLimits = AdmissionLimits()
+    share_secret: str = ""
+    redis_url: str | None = None
+    lease: float = 10.0
+    workers: int = 1
+    worker: str = ""
     limits: ServingLimits = ServingLimits()
 
 
@@ -100,6 +136,9 @@ async def run_server(settings: ServerSettings) -> None:
         OSError: the address cannot be bound.
         SettingsError: what should be an origin, a host, a variable or a tool is none.
     """
+    raise_descriptor_limit()
+    shared = _shared_log(settings)
+    shares = () if shared is None else (shared,)
     declared = read_whole_agents_file(settings.agents_file) if settings.agents_file else AgentsFile()
     with (
         ExitStack() as leaving,
@@ -115,19 +154,31 @@ async def run_server(settings: ServerSettings) -> None:
             collector = EachOf(traces, exported) if exported else traces
             tools = _tools(servers)
             factory = AgentFactory(database, os.environ, client, tools, traces=collector)
-            make_services = _services(settings, declared, database, factory, tools, traces, keyed=keyed)
+            journal = Journal(database)
+            make_services = _services(
+                settings, declared, database, factory, tools, traces, journal, shared, keyed=keyed
+            )
             listeners = _listen(settings, keyed)
             memories = factory.memories
             assert memories is not None, "there is a database"
             async with trio.open_nursery() as keeping:
                 keeping.start_soon(memories.unsaved.work)
+                keeping.start_soon(journal.work)
+                keeping.start_soon(journal.sweep, settings.keep_runs_days)
                 async with trio.open_nursery() as background, trio.open_nursery() as runs:
                     await background.start(servers.run)
                     background.start_soon(memories.backlog.work)
-                    await _serve_until_signal(make_services(RunSupervisor(runs, RunLogger())), listeners, settings)
+                    services = make_services(runs)
+                    for share in shares:
+                        share.tell_lost(partial(_end_lost_run, database))
+                        background.start_soon(share.run, services.supervisor)
+                    await _serve_until_signal(services, listeners, settings, leaving)
                     leaving.enter_context(_leave_after(CLEANUP_SECONDS))
+                    for share in shares:
+                        with trio.move_on_after(LEAVE_SECONDS):
+                            await share.leave()
                     background.cancel_scope.cancel(reason="the server has ended")  # and the runs with it
-                await memories.unsaved.flush(FLUSH_SECONDS)  # the last runs' turns too
+                await _flush(memories.unsaved, journal)  # what the last runs left behind too
                 keeping.cancel_scope.cancel(reason="the server has ended")
     _logger.info("server.ended")
 
@@ -139,18 +190,28 @@ def _services(
     factory: AgentFactory,
     tools: ToolRegistry,
     traces: InMemoryTraces,
+    journal: Journal,
+    shared: SharedLog | None,
     *,
     keyed: bool,
-) -> Callable[[RunSupervisor], Services]:
-    """What the routes work on, but for the runs' supervisor: what of it cannot be had is known before a run can be."""
+) -> Callable[[trio.Nursery], Services]:
+    """What the routes work on, but for the nursery of the runs: what cannot be had is known before a run can be."""
+    shares = () if shared is None else (shared,)
     cors, policy, tool_policy = _allowed(settings, keyed)
     _check_agents(declared.agent, factory)
     gatekeeper = Gatekeeper(database, keyed=keyed)
+    links = _share_links(settings)
 
-    def make(supervisor: RunSupervisor) -> Services:
+    def make(runs: trio.Nursery) -> Services:
+        followers = LogFollowers(journal, *shares, observer=RunLogger())
+        supervisor = RunSupervisor(runs, followers, RetentionLimits(seconds=settings.retention))
         return Services(
             agents={},
             supervisor=supervisor,
+            sources=(*shares, JournalSource(database, supervisor, journal)),
+            shared_log=shared,
+            admission=Admission(settings.admission),
+            share_links=links,
             resume_grace=settings.resume_grace,
             directory=AgentDirectory(declared.agent, database),
             factory=factory,
@@ -175,17 +236,57 @@ def _tools(servers: McpServers) -> ToolRegistry:
 
 
 def _listen(settings: ServerSettings, keyed: bool) -> list[SocketListener]:
-    listeners = listen_tcp(settings.host, settings.port)
+    listeners = listen_tcp(settings.host, settings.port, beside_others=bool(settings.worker))
     for listener in listeners:  # the name may have had another address when it was checked
         check_binding(listener.address[0], keyed)
     return listeners
 
 
+async def _flush(unsaved: UnsavedTurns, journal: Journal) -> None:
+    """Give the store a last, bounded chance to take the turns and events that it has not taken."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(unsaved.flush, FLUSH_SECONDS)
+        nursery.start_soon(journal.flush, FLUSH_SECONDS)
+
+
 def _end_runs_of_the_dead(c: Connection) -> None:
     """Runs that a server left under way when it died: no other is there, so nobody goes on with them."""
     now = utc_now().isoformat(timespec="microseconds")
-    if interrupted := interrupt_runs(c, now, started_before=now):
+    if interrupted := interrupt_runs(c, now):
         _logger.warning("runs.interrupted", runs=interrupted)
+
+
+async def _end_lost_run(database: Database, run_id: str) -> None:
+    """What the store has of a run whose worker died gets its end too."""
+    now = utc_now().isoformat(timespec="microseconds")
+    try:
+        await database.write(end_run, run_id, "worker_lost", now)
+    except StoreUnavailableError as error:
+        _logger.error("run.end_not_kept", run_id=run_id, reason=str(error))
+
+
+def _share_links(settings: ServerSettings) -> ShareLinks:
+    try:
+        return ShareLinks(settings.share_secret)
+    except BadSecretError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _shared_log(settings: ServerSettings) -> SharedLog | None:
+    if settings.redis_url is None:
+        return None
+    if settings.lease < LEAST_LEASE_SECONDS:
+        raise SettingsError(f"--lease must be at least {LEAST_LEASE_SECONDS:g} s: workers speak every third of it")
+    try:
+        from .run_uploads import SharedLimits  # noqa: PLC0415 - coredis is an extra
+        from .shared_log import SharedLog  # noqa: PLC0415
+
+        limits = SharedLimits(lease=settings.lease, retention=settings.retention)
+        return SharedLog(settings.redis_url, settings.worker or str(os.getpid()), limits)
+    except ImportError as error:
+        raise SettingsError("--redis-url needs coredis: pip install 'lumos-stream[redis]'") from error
+    except ValueError as error:
+        raise SettingsError(f"--redis-url: {error}") from error
 
 
 def _allowed(settings: ServerSettings, keyed: bool) -> tuple[Cors, ProviderPolicy, ToolPolicy]:
@@ -206,37 +307,50 @@ def _check_agents(records: list[AgentRecord], factory: AgentFactory) -> None:
             raise AgentsFileError(str(error)) from error
 
 
-async def _serve_until_signal(services: Services, listeners: list[SocketListener], settings: ServerSettings) -> None:
+async def _serve_until_signal(
+    services: Services, listeners: list[SocketListener], settings: ServerSettings, leaving: ExitStack
+) -> None:
+    """``leaving`` gets what ends the process if it takes too long; its maker closes it at the very end."""
     stopping = trio.Event()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         _tune_garbage_collector()
         agents = [record.id for record in services.directory.operators()] if services.directory else []
         database = services.database.name if services.database else None
-        _logger.info("server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database)
+        links = "lasting" if services.share_links and services.share_links.lasting else "until this process ends"
+        _logger.info(
+            "server.started", url=base_url(listeners[0]), agents=sorted(agents), database=database, share_links=links
+        )
         async with trio.open_nursery() as watching:
-            watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping)
+            hurry = partial(_hurry_at_signal, signals, leaving)
+            watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping, hurry)
             await serve(create_app(services), listeners, stopping, settings.limits)
             watching.cancel_scope.cancel(reason="serving has ended")
 
 
 async def _drain_at_signal(
-    signals: AsyncIterator[int], supervisor: RunSupervisor, drain: float, stopping: trio.Event
+    signals: AsyncIterator[int],
+    supervisor: RunSupervisor,
+    drain: float,
+    stopping: trio.Event,
+    hurry: Callable[[trio.CancelScope], Awaitable[None]],
 ) -> None:
-    """At the first signal drain, then let serving stop; at a second one drain no longer."""
+    """At the first signal drain, then let serving stop; at a second one drain no longer, and wait for nobody."""
     signum = await anext(signals)
     seconds = drain if signum == signal.SIGTERM else 0.0
     _logger.info("server.draining", active_runs=supervisor.active_runs, drain_seconds=seconds)
+    draining = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-        await supervisor.drain(seconds)
-        nursery.cancel_scope.cancel(reason="drained")
-    supervisor.end_all()
-    stopping.set()
+        nursery.start_soon(hurry, draining)
+        with draining:
+            await supervisor.drain(seconds)
+        supervisor.end_all()
+        stopping.set()
 
 
-async def _cancel_at_signal(signals: AsyncIterator[int], drain: trio.CancelScope) -> None:
+async def _hurry_at_signal(signals: AsyncIterator[int], leaving: ExitStack, draining: trio.CancelScope) -> None:
     await anext(signals)
-    drain.cancel(reason="a second signal")
+    leaving.enter_context(_leave_after(HURRY_SECONDS))
+    draining.cancel(reason="a second signal")
 
 
 def base_url(listener: SocketListener) -> str:

@@ -11,7 +11,7 @@ ANY_ORIGIN = "*"
 PREFLIGHT_SECONDS = 600
 METHODS = "GET, POST, PUT, PATCH, DELETE"
 REQUEST_HEADERS = "Authorization, X-API-Key, Content-Type, Last-Event-ID, Idempotency-Key, If-Match"
-ANSWER_HEADERS = "X-Run-Id, X-Session-Id, Location, Retry-After, ETag"
+ANSWER_HEADERS = "X-Run-Id, X-Session-Id, X-Batch-Id, Location, Retry-After, ETag"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 

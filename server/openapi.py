@@ -27,8 +27,9 @@ STATUSES: Mapping[int, str] = {
     401: "There is no API key in the request, or none that is known.",
     403: "The key may not do this; or a web page from elsewhere asks.",
     404: "There is no such thing, or it is not yours.",
+    406: "The answer comes in none of the types that Accept names.",
     408: "The body did not come in time.",
-    409: "It is there already, or cannot be changed.",
+    409: "It is there already, or cannot be changed; or the run has not ended.",
     410: "It was there, and is gone.",
     412: "It was changed in between: the revision is not the one that If-Match names.",
     413: "The body, or a part of it, is too large.",
@@ -107,7 +108,7 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schemas of all types, by ``_key``, and the components that they refer to."""
     kinds = [Refusal, Event]
     for route in routes:
-        kinds += [kind for kind in (route.body, route.query, route.answer) if _is_described(kind)]
+        kinds += [kind for kind in (route.body, route.query, route.answer, route.answer_json) if _is_described(kind)]
     distinct = list({_key(kind): kind for kind in kinds}.values())
     schemas, components = msgspec.json.schema_components(distinct, ref_template=_REFERENCE)
     for component in components.values():
@@ -233,6 +234,8 @@ def _good_response(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
     if route.answer is STREAM:
         response["description"] = "Server-sent events; the schema is that of one."
         response["content"] = {STREAM.value: {"schema": _SSE_FRAME}}
+        if route.answer_json is not None:
+            response["content"]["application/json"] = {"schema": schemas[_key(route.answer_json)]}
     elif route.answer is Special.PAGE:
         response["content"] = {Special.PAGE.value: {"schema": {"type": "string"}}}
     elif route.answer is Special.DOCUMENT:

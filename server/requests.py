@@ -72,8 +72,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The session that the message belongs to."""
         return self.session_id or DEFAULT_SESSION
 
-    def run_spec(self, agent: BasicAgent, resume_grace: float) -> RunSpec:
-        """The run that this request asks for.
+    def check(self) -> None:
+        """Refuse what no agent could be asked.
 
         Raises:
             ApiError: 413 or 422, naming the field.
@@ -84,6 +84,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ApiError(422, "VALIDATION_ERROR", "session_id ends with a newline", {"field": "session_id"})
         if len(self.message) > MAX_MESSAGE_CHARS:
             raise ApiError(413, "PAYLOAD_TOO_LARGE", f"message is over {MAX_MESSAGE_CHARS} characters")
+
+    def run_spec(self, agent: BasicAgent, resume_grace: float) -> RunSpec:
+        """The run that this request asks for.
+
+        Raises:
+            ApiError: as ``check``; 422 for a deadline longer than the agent's.
+        """
+        self.check()
         graces: dict[OnDisconnect, float] = {"cancel": 0.0, "grace": resume_grace, "continue": inf}
         options = RunOptions(
             deadlines=self.deadlines,

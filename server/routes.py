@@ -7,7 +7,7 @@ from typing import Any
 
 from quart import Response
 
-from . import api_agents, api_caller, api_chat, api_health, api_history, api_memory, api_runs
+from . import api_agents, api_batch, api_caller, api_chat, api_health, api_history, api_memory, api_runs, api_shares
 from .docs_page import HEADERS, render
 from .errors import json_response
 from .openapi import describe
@@ -39,6 +39,8 @@ async def _is_keyed(call: Call[None, None]) -> bool:
 ROUTES: tuple[Route, ...] = (
     *api_chat.ROUTES,
     *api_runs.ROUTES,
+    *api_shares.ROUTES,
+    *api_batch.ROUTES,
     *api_agents.ROUTES,
     *api_history.ROUTES,
     *api_memory.ROUTES,

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 import structlog
-from quart import Request, Response, request
+from quart import Request, Response, Websocket, request
 from quart_trio import QuartTrio
 
 from .errors import ApiError, json_response, not_found
@@ -19,6 +19,7 @@ from .principal import LOCAL_USER, Principal
 from .records import AGENT_ID
 from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
+from .share_links import TOKEN
 from .sse import EventStreamBody
 
 API = "/api/v1"
@@ -51,7 +52,9 @@ class PathId:
 PATH_IDS: Mapping[str, PathId] = {
     "agent_id": PathId("agent", AGENT_ID),
     "run_id": PathId("run", r"[A-Za-z0-9_-]{1,64}"),
+    "batch_id": PathId("batch", r"[A-Za-z0-9_-]{1,64}"),
     "session_id": PathId("session", SESSION_ID),
+    "token": PathId("share link", TOKEN),
     "memory_id": PathId("memory", r"[A-Za-z0-9._:-]{1,100}"),
 }
 
@@ -92,6 +95,7 @@ class Route:
         raw_query: the handler reads the query itself; ``query`` describes it.
         answer: the type of ``data``; None for an answer without content.
         status: of the answer when all went well.
+        answer_json: the type of an answer of ``STREAM`` to who accepts JSON rather; it is not wrapped.
         also: other good statuses, with what they mean.
         refusals: statuses that the handler may refuse with, beside those that every such route may.
         headers: request headers that the handler reads, with what they are for.
@@ -112,6 +116,7 @@ class Route:
     query: type[msgspec.Struct] | None = None
     raw_query: bool = False
     answer: Any = None
+    answer_json: Any = None
     status: int = 200
     also: Mapping[int, str] = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
@@ -178,7 +183,7 @@ def _response(route: Route, answer: Any) -> Response:
     return json_response(data, route.status, reply.headers)
 
 
-def read_query(request: Request, kind: type[msgspec.Struct] | None) -> Any:
+def read_query(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> Any:
     """The query string as that type; None is one without parameters.
 
     Raises:

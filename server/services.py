@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar, TypeVarTuple
+from functools import cached_property
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection
 
@@ -13,19 +14,33 @@ from engine import BasicAgent, RunSupervisor
 from engine.run import utc_now
 from engine.trace import InMemoryTraces
 
+from .admission import Admission
 from .auth import Gatekeeper
 from .availability import StoreProbe, or_unavailable
+from .batches import BatchDirectory
 from .directory import AgentDirectory
 from .errors import ApiError
 from .factory import AgentFactory
 from .guard import RequestGuard
+from .idempotency import IdempotencyKeys
 from .provider_policy import ProviderPolicy
+from .run_directory import RunDirectory, RunSource
+from .share_links import ShareLinks
 from .store.database import Database
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class SharedRuns(Protocol):
+    """What health asks of ``shared_log.SharedLog``, which needs coredis."""
+
+    @property
+    def available(self) -> bool:
+        """Whether other workers' runs can be had now."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,11 +55,15 @@ class Services:
         factory: makes those agents; goes with ``directory``.
         database: where agents, sessions and memories are; None for a server that keeps nothing.
         gatekeeper: says who asks; None takes everybody for the local user.
+        admission: says whether this worker has room for a run; None takes any number.
+        share_links: signs links to runs; None makes none.
         guard: refuses what a web page elsewhere may have sent; None refuses nothing.
         tools: what agents may name; None for a server that tells of none.
         policy, environment: where the agents that come through the API may send which secrets.
         tool_policy: which tools they may name.
+        sources: where runs are that are not in memory here, in the order in which they are asked.
         traces: kept of runs; None for a server that keeps none.
+        shared_log: where workers have each other's runs; None for a server that is alone.
         clock: the wall clock.
         store_probe: says whether the database answers, for health checks.
     """
@@ -56,14 +75,33 @@ class Services:
     factory: AgentFactory | None = None
     database: Database | None = None
     gatekeeper: Gatekeeper | None = None
+    admission: Admission | None = None
+    share_links: ShareLinks | None = None
     guard: RequestGuard | None = None
     tools: ToolRegistry | None = None
     policy: ProviderPolicy = field(default_factory=ProviderPolicy)
     tool_policy: ToolPolicy = field(default_factory=ToolPolicy)
     environment: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[RunSource, ...] = ()
     traces: InMemoryTraces | None = None
+    shared_log: SharedRuns | None = None
     clock: Callable[[], datetime] = utc_now
     store_probe: StoreProbe = field(default_factory=StoreProbe)
+
+    @cached_property
+    def batches(self) -> BatchDirectory:
+        """The batches over this worker's runs."""
+        return BatchDirectory(self.supervisor)
+
+    @cached_property
+    def runs(self) -> RunDirectory:
+        """Every run that can be found from here."""
+        return RunDirectory(self.supervisor, self.sources)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyKeys:
+        """Which repeated requests stand for which runs."""
+        return IdempotencyKeys(self.database, self.clock)
 
     def now(self) -> str:
         """The time as the store keeps it."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import h11
 import msgspec
@@ -23,8 +23,8 @@ import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.events import Request, Response
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
@@ -33,8 +33,14 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
+from .errors import RETRY_AFTER_SECONDS
+from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
+
 CLEANUP_SECONDS = 5.0
 LINGER_SECONDS = 2.0
+MAX_REFUSING = 100
+"""Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
+
 STALL_BYTES = 65_536
 
 _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
@@ -43,18 +49,27 @@ _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)",
 _HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNORECASE)
 """What a Host header may say (RFC 9110, section 7.2). On others, as ``.``, Werkzeug raises before our routes."""
 
+_FULL_BODY = b'{"code":"SERVICE_UNAVAILABLE","message":"too many connections","details":null,"timestamp":null}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+    % (RETRY_AFTER_SECONDS, len(_FULL_BODY), _FULL_BODY)
+)
+
 _logger = structlog.get_logger("lumos")
 
 
 class ServingLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a connection may cost, in seconds.
+    """What connections may cost; times in seconds.
 
     Attributes:
+        connections: open at once; one more gets a 503, whatever it wants.
         write_stall: what a client may take to read the next 64 KiB; then the connection is reset.
         keep_alive: an idle connection, and each request's head.
         closing: what connections get to finish once serving has ended.
     """
 
+    connections: int = 10_000
     write_stall: float = 20.0
     keep_alive: float = 10.0
     closing: float = 3.0
@@ -96,11 +111,35 @@ class _Http11(H11Protocol):
 
     async def _create_stream(self, request: h11.Request) -> None:
         hosts = (value for name, value in request.headers if name == b"host")
-        if _TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts)):
+        if not (_TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts))):
+            await self._refuse()
+        elif not is_upgrade(request):
             await super()._create_stream(request)
+        elif (headers := handshake_headers(request)) is None:
+            await self._refuse()
         else:
-            await self._send_error_response(400)
-            await self.send(Closed())
+            await self._create_socket(request, headers)
+
+    async def _refuse(self) -> None:
+        await self._send_error_response(400)
+        await self.send(Closed())
+
+    async def _create_socket(self, request: h11.Request, headers: list[tuple[bytes, bytes]]) -> None:
+        """As Hypercorn's, with a stream of ours."""
+        self.stream = GuardedWSStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        self.connection = H11WSConnection(cast(h11.Connection, self.connection))
+        version = request.http_version.decode()
+        await self.stream.handle(Request(STREAM_ID, headers, version, "GET", request.target, self.connection_state))
 
 
 class Connection(TCPServer):
@@ -170,7 +209,8 @@ class Connection(TCPServer):
 
     async def _linger(self) -> None:
         """Take what a client still sends that was answered early: closing on unread bytes would reset its answer."""
-        if self.protocol.connection.their_state in {h11.SEND_BODY, h11.ERROR}:
+        connection = self.protocol.connection
+        if isinstance(connection, H11WSConnection) or connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await self.stream.send_eof()
             with trio.move_on_after(LINGER_SECONDS):
                 while await self.stream.receive_some(MAX_RECV):
@@ -222,6 +262,29 @@ class Connection(TCPServer):
             raise trio.BrokenResourceError("the client does not read")
 
 
+class _Doorkeeper:
+    """Turns away connections that are too many, at the price of a few bytes each."""
+
+    def __init__(self) -> None:
+        self._refusing = 0
+
+    async def refuse(self, stream: Any) -> None:
+        """Say so in one write, wait a moment for the client to read it, and close."""
+        if self._refusing >= MAX_REFUSING:
+            stream.reset()
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(LINGER_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                stream.send_now(_FULL)
+                await stream.send_eof()
+                while await stream.receive_some(MAX_RECV):  # closing on unread bytes would reset the answer
+                    pass
+        finally:
+            self._refusing -= 1
+            stream.reset()
+
+
 async def serve(
     app: QuartTrio,
     listeners: Sequence[trio.abc.Listener[Any]],
@@ -240,8 +303,12 @@ async def serve(
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
 
     open_connections: set[Connection] = set()
+    doorkeeper = _Doorkeeper()
 
     async def serve_connection(stream: Any) -> None:
+        if len(open_connections) >= limits.connections:
+            await doorkeeper.refuse(stream)
+            return
         connection = Connection(wrapped, config, context, limits, stream)
         open_connections.add(connection)
         await connection.run()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine import GenerationComplete, LogEntry, RunLog, TextDelta
+from engine import GenerationComplete, LogEntry, TextDelta
 from engine.events import Event, encode_frame
+from engine.log import EventLog
 
 from .sse import HEARTBEAT, EventStreamBody, in_pieces
 
@@ -25,10 +26,15 @@ def create_streaming_events(entries: list[LogEntry]) -> Iterator[Event]:
 
 
 class SimulatedBody(EventStreamBody):
-    """Says nothing but heartbeats until the run is over, then everything, as fast as it is read."""
+    """Says nothing but heartbeats until the run is over, then everything, as fast as it is read.
 
-    def __init__(self, log: RunLog) -> None:
+    Its numbers are its own, and the same whenever it is asked for; after the last one only that comes again.
+    """
+
+    def __init__(self, log: EventLog, after: int = 0) -> None:
         super().__init__(log, after=0)
+        self._said_before = after
+        self._entries: list[LogEntry] = []
         self._said = False
 
     async def _read_piece(self) -> bytes:
@@ -36,9 +42,11 @@ class SimulatedBody(EventStreamBody):
             raise StopAsyncIteration
         while entries := await self._log.read(self._after, self._heartbeat_at):
             self._after = entries[-1].seq
+            self._entries += entries
         if not self._log.ended:
             return HEARTBEAT
         self._said = True
-        events = create_streaming_events(self._log.entries())
-        self._pieces = in_pieces(encode_frame(self._log.run_id, seq, event) for seq, event in enumerate(events, 1))
+        events = list(create_streaming_events(self._entries))
+        numbered = list(enumerate(events, 1))[min(self._said_before, len(events) - 1) :]
+        self._pieces = in_pieces(encode_frame(self._log.run_id, seq, event) for seq, event in numbered)
         return next(self._pieces)

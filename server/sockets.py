@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import trio
 
@@ -105,24 +107,51 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
-def listen_tcp(host: str, port: int) -> list[SocketListener]:
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: the usual 1,024 are fewer than the connections it takes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def listen_tcp(host: str, port: int, *, beside_others: bool = False) -> list[SocketListener]:
     """Listeners on every address that the host name has; port 0 takes a free one.
+
+    ``beside_others``: other processes may listen there too, each for its share of the connections.
 
     Raises:
         OSError: the address is taken, or is none of this machine's.
     """
     listeners = []
     with ExitStack() as undone:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            listening = undone.enter_context(socket.socket(family, kind, protocol))
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
-            listening.bind((address[0], port, *address[2:]))
-            listening.listen(LISTEN_BACKLOG)
-            port = listening.getsockname()[1]  # a free one, once taken, is the same on every address
-            listeners.append(SocketListener(listening))
+        for bound in _bind(host, port, undone, beside_others=beside_others):
+            bound.listen(LISTEN_BACKLOG)
+            listeners.append(SocketListener(bound))
         undone.pop_all()
     return listeners
+
+
+@contextmanager
+def hold_port(host: str, port: int) -> Iterator[int]:
+    """Keep a port (0: a free one) on every address of the host for processes that listen there ``beside_others``.
+
+    Raises:
+        OSError: as ``listen_tcp``.
+    """
+    with ExitStack() as held:
+        bound = list(_bind(host, port, held, beside_others=True))
+        yield bound[0].getsockname()[1]
+
+
+def _bind(host: str, port: int, closing: ExitStack, *, beside_others: bool) -> Iterator[socket.socket]:
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        bound = closing.enter_context(socket.socket(family, kind, protocol))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        if beside_others:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+        bound.bind((address[0], port, *address[2:]))
+        port = bound.getsockname()[1]  # a free one, once taken, is the same on every address
+        yield bound

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 
+import structlog
 import trio
 from hypercorn.typing import ASGISendCallable
 from quart import Request, Response
@@ -13,15 +14,18 @@ from quart.typing import ResponseTypes
 from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from engine import RunLog
+from engine.log import EventLog
 
 from .errors import ApiError
 from .key_watch import KeyRevokedError, KeyWatch
+from .remote_log import EventsLostError, highest_cursor
+
+_logger = structlog.get_logger("lumos")
 
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
-PIECE_BYTES = 256 * 1024
-"""What a reader has in memory of its own while it is sent: the frames themselves are shared."""
+PIECE_BYTES = 16 * 1024
+"""What a reader has in memory of its own while it is sent, three times over: the frames themselves are shared."""
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -40,7 +44,7 @@ class EventStreamBody(ResponseBody):
 
     watch: KeyWatch | None = None
 
-    def __init__(self, log: RunLog, after: int) -> None:
+    def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
         self._after = after
         self._pieces: Iterator[bytes] = iter(())
@@ -103,7 +107,10 @@ class StreamConnection(TrioASGIHTTPConnection):
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         body = response.response
         with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
-            await super()._send_response(send, response)  # without its last chunk Hypercorn breaks the connection
+            try:
+                await super()._send_response(send, response)  # unfinished, without its last chunk, Hypercorn breaks it
+            except EventsLostError as error:
+                _logger.warning("stream.cut", path=self.scope["path"], reason=str(error))
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -113,30 +120,41 @@ def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict
     return response
 
 
-def requested_cursor(request: Request, log: RunLog) -> int:
+def requested_cursor(request: Request, log: EventLog) -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
 
     Raises:
         ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
     """
-    cursors = {_number_of_event(event_id, log) for event_id in request.headers.getlist("Last-Event-ID") if event_id}
-    cursors |= {_sequence_number(text) for text in request.args.getlist("after")}
-    if len(cursors) > 1:
-        raise _bad_cursor("the request has two cursors that differ")
-    cursor = cursors.pop() if cursors else 0
-    if cursor > log.last_seq:
+    cursor = cursor_of(request, log.run_id)
+    if cursor > highest_cursor(log):
         raise _bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
     return cursor
 
 
-def _number_of_event(event_id: str, log: RunLog) -> int:
-    run_id, _, seq = event_id.rpartition(".")
-    if run_id != log.run_id:
+def cursor_of(request: Request, run_id: str) -> int:
+    """As ``requested_cursor``, for a run that may be anywhere."""
+    event_ids = request.headers.getlist("Last-Event-ID")
+    cursors = {_number_of_event(event_id, run_id) for event_id in event_ids if event_id}
+    cursors |= {sequence_number(text) for text in request.args.getlist("after")}
+    if len(cursors) > 1:
+        raise _bad_cursor("the request has two cursors that differ")
+    return cursors.pop() if cursors else 0
+
+
+def _number_of_event(event_id: str, run_id: str) -> int:
+    of_run, _, seq = event_id.rpartition(".")
+    if of_run != run_id:
         raise _bad_cursor("Last-Event-ID is not an event of this run")
-    return _sequence_number(seq)
+    return sequence_number(seq)
 
 
-def _sequence_number(text: str) -> int:
+def sequence_number(text: str) -> int:
+    """The number of an event.
+
+    Raises:
+        ApiError: 400, it is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise _bad_cursor("the cursor is no event number")
     return int(text)

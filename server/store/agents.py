@@ -11,6 +11,7 @@ from server.records import AgentRecord
 
 from .errors import AlreadyThereError
 from .rows import StoredAgent
+from .run_events import drop_events
 from .run_texts import drop_responses
 from .schema import add_row, agents, memories, messages, page_size, runs, sessions, working_memories
 
@@ -67,12 +68,13 @@ def replace_agent(c: Connection, tenant_id: str, record: AgentRecord, now: str) 
 
 
 def delete_agent(c: Connection, tenant_id: str, agent_id: str) -> bool:
-    """Delete the agent with all its users' sessions, messages, answers and memories; its runs keep their row."""
+    """Delete the agent with all its users' sessions, messages, events, answers and memories; its runs keep a row."""
     if c.execute(delete(agents).where(_is(tenant_id, agent_id))).rowcount == 0:
         return False
     for table in (messages, sessions, memories, working_memories):
         c.execute(delete(table).where(table.c.tenant_id == tenant_id, table.c.agent_id == agent_id))
     drop_responses(c, and_(runs.c.tenant_id == tenant_id, runs.c.agent_id == agent_id))
+    drop_events(c, and_(runs.c.tenant_id == tenant_id, runs.c.agent_id == agent_id))
     return True
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func
 from engine.provider import Message, ToolCall
 
 from .rows import Scope, StoredMessage, StoredSession
+from .run_events import drop_events
 from .run_texts import drop_responses
 from .schema import memories, messages, owned, page_size, runs, sessions
 
@@ -91,7 +92,9 @@ def count_sessions(c: Connection, scope: Scope) -> int:
 
 
 def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
-    """Delete a session, its messages, its runs' answers and the memories of what was said in it; False without one.
+    """Delete a session, its messages, its runs' events and answers, and the memories of what was said in it.
+
+    False if there is none.
 
     Facts stay, and so do the rows of its runs.
     """
@@ -101,6 +104,7 @@ def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
         return False
     c.execute(delete(memories).where(*of_session))
     drop_responses(c, and_(owned(runs, scope), runs.c.session_id == session_id))
+    drop_events(c, and_(owned(runs, scope), runs.c.session_id == session_id))
     return True
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 from sqlalchemy import Connection, Engine, func, insert, inspect, select, text
 
-from . import version_1
+from . import version_1, version_2
 from .errors import DatabaseError
 from .schema import schema_version
 
@@ -53,6 +53,7 @@ _VERSION_TABLE = (
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(version=1, both=version_1.BOTH, sqlite=version_1.SQLITE, postgresql=version_1.POSTGRESQL),
+    Migration(version=2, both=version_2.BOTH),
 )
 
 

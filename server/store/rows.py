@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from engine.events import Usage
 from engine.memory import MemoryKind
 from server.principal import KeyLimits
 from server.records import AgentRecord
@@ -78,7 +79,13 @@ class StoredMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as the store knows it; what a run under way has not left behind yet is None."""
+    """A run as the store knows it; what a run under way has not left behind yet is None.
+
+    Attributes:
+        reserved_seq: no event of the run has a higher number, but for one that ends it in its process's stead; None if
+            its events are not kept.
+        terminal_seq: the number of its terminal event, once that is in the store.
+    """
 
     run_id: str
     tenant_id: str
@@ -90,12 +97,24 @@ class StoredRun(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
     ended_at: str | None
     error_code: str | None
+    reason: str | None = None
     response: str | None
     total_steps: int | None
     elapsed_ms: float | None
     ttfb_ms: float | None
     input_tokens: int | None
     output_tokens: int | None
+    usage_estimated: bool | None = None
+    memory_updates: int | None = None
+    reserved_seq: int | None = None
+    terminal_seq: int | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used, as far as that was kept."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        return Usage(self.input_tokens, self.output_tokens, estimated=bool(self.usage_estimated))
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):

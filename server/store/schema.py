@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Float,
+    ForeignKey,
     ForeignKeyConstraint,
     Integer,
     LargeBinary,
@@ -123,6 +124,29 @@ runs = Table(
     Column("ttfb_ms", Float),
     Column("input_tokens", BigInteger),
     Column("output_tokens", BigInteger),
+    Column("reserved_seq", BigInteger),
+    Column("terminal_seq", BigInteger),
+    Column("memory_updates", Integer),
+    Column("usage_estimated", Boolean),
+)
+
+run_events = Table(
+    "run_events",
+    _metadata,
+    Column("run_id", CleanText, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("event", Text, nullable=False),
+)
+"""``event`` is the JSON of its frame, to the byte: valid UTF-8 without NUL, which JSON escapes."""
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    _metadata,
+    *_owner_columns(primary_key=True),
+    Column("key", CleanText, primary_key=True),
+    Column("run_id", CleanText, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("created_at", CleanText, nullable=False),
 )
 
 messages = Table(
@@ -190,7 +214,18 @@ api_keys = Table(
     Column("revoked_at", CleanText),
 )
 
-ALL_TABLES = (schema_version, agents, sessions, runs, messages, memories, working_memories, api_keys)
+ALL_TABLES = (
+    schema_version,
+    agents,
+    sessions,
+    runs,
+    run_events,
+    idempotency_keys,
+    messages,
+    memories,
+    working_memories,
+    api_keys,
+)
 
 
 def owned(table: Table, scope: Scope) -> ColumnElement[bool]:

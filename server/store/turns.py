@@ -13,6 +13,7 @@ from engine.provider import Message
 
 from .memories import add_memory
 from .rows import Scope, StoredRun
+from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
 from .schema import add_row, insert_into, messages, owner_values, runs, sessions
 
@@ -21,10 +22,9 @@ def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> None:
     """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
-    place = {**owner_values(scope), "session_id": session_id}
-    run = {**place, "run_id": run_id, "key_id": key_id, "status": "running", "created_at": now}
-    if add_row(c, runs, run) is None:
+    if not begin_run(c, scope, session_id, run_id, key_id, now):
         return
+    place = {**owner_values(scope), "session_id": session_id}
     c.execute(
         insert_into(c, sessions)
         .values({**place, "created_at": now, "updated_at": now})
@@ -35,6 +35,20 @@ def begin_turn(
     c.execute(insert_into(c, messages).values({**place, **_row(message, run_id, now)}))
     if message.content.strip():
         add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+
+
+def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
+    """Keep that a run is under way, and nothing of what is said in it; False if that is known."""
+    run = {
+        **owner_values(scope),
+        "session_id": session_id,
+        "run_id": run_id,
+        "key_id": key_id,
+        "status": "running",
+        "created_at": now,
+        "reserved_seq": RESERVED_SEQ,
+    }
+    return add_row(c, runs, run) is not None
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
@@ -57,6 +71,7 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
             ttfb_ms=turn.ttfb_ms,
             input_tokens=turn.usage.input_tokens if turn.usage else None,
             output_tokens=turn.usage.output_tokens if turn.usage else None,
+            usage_estimated=turn.usage.estimated if turn.usage else None,
         )
     )
     if c.execute(ended).rowcount == 0:
@@ -77,13 +92,6 @@ def find_run(c: Connection, run_id: str) -> StoredRun | None:
     if row is None:
         return None
     return StoredRun(**{name: row[name] for name in StoredRun.__struct_fields__})
-
-
-def interrupt_runs(c: Connection, now: str, started_before: str) -> int:
-    """End the runs that a process left under way when it died, those begun before the given time; how many."""
-    left = (runs.c.status == "running", runs.c.created_at < started_before)
-    ended = {"status": "error", "error_code": "interrupted", "ended_at": now}
-    return c.execute(update(runs).where(*left).values(ended)).rowcount
 
 
 def tokens_used_since(c: Connection, key_id: str, since: str) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -18,14 +19,19 @@ from providers.http import open_client
 from providers.openai_chat import OpenAIChatProvider
 from providers.recording import Recording
 from providers.sse import SSEParser
+from server.admission import Admission
 from server.app import Services, create_app
 from server.auth import Gatekeeper
 from server.directory import AgentDirectory
 from server.factory import AgentFactory
+from server.journal import Journal
+from server.journal_log import JournalSource
 from server.keys import make_key
+from server.log_followers import LogFollowers
 from server.principal import KeyLimits
 from server.records import AgentRecord
 from server.serving import ServingLimits, serve
+from server.share_links import ShareLinks
 from server.store import keys as key_rows
 from server.store.database import Database
 from server.tool_registry import ToolRegistry
@@ -34,12 +40,15 @@ from tests.harness.vendor import Act, VendorServer, play_script
 
 LUMOS = ("lumos", 80)
 VENDOR = ("vendor", 80)
+EPOCH = datetime(2026, 11, 22, 12, tzinfo=UTC)
+"""What share links' wall clock says when trio's begins."""
+
 STREAM_URL = "http://lumos/api/v1/agents/demo/chat/lumosai/stream"
 
 _decode_event = msgspec.json.Decoder(Event).decode
 
 
-class Journal:
+class RunNotes:
     """A run observer that keeps what it hears, in order."""
 
     def __init__(self) -> None:
@@ -73,13 +82,15 @@ class World:
         self.network = network
         self.nursery = nursery
         self.runs = runs
-        self.journal = Journal()
+        self.journal = RunNotes()
         self.supervisor = RunSupervisor(runs, self.journal, RetentionLimits())
         self.agents: dict[str, BasicAgent] = {}
         self.model_client = open_client(network.connect)
         self.client = open_client(network.connect)
         self.stopping = trio.Event()
         self.database: Database | None = None
+        self.run_journal: Journal | None = None
+        self.wall_clock: Callable[[], datetime] = lambda: EPOCH + timedelta(seconds=trio.current_time())
 
     def add_agent(
         self, agent_id: str = "demo", provider: Provider | None = None, *, in_chain: bool = False, **settings: Any
@@ -116,7 +127,16 @@ class World:
             tools=tools,
             environment=environment,
             traces=traces,
+            share_links=ShareLinks("a secret of this test", self.wall_clock),
+            sources=(JournalSource(self.database, self.supervisor, self.run_journal),),
         )
+
+    def keep_runs(self, database: Database, retention: RetentionLimits) -> None:
+        """Have a store, and a journal of the runs in it; ended ones stay in memory within these limits."""
+        self.database = database
+        self.run_journal = Journal(database, wall_clock=self.wall_clock)
+        followers = LogFollowers(self.run_journal, observer=self.journal)
+        self.supervisor = RunSupervisor(self.runs, followers, retention)
 
     async def add_vendor(self, recording: Recording) -> VendorServer:
         """Start a model server that replays the recording over HTTP."""
@@ -174,24 +194,32 @@ class Answer:
 
 
 @asynccontextmanager
-async def open_world(limits: ServingLimits | None = None, *, window: int = 65_536) -> AsyncIterator[World]:
+async def open_world(
+    limits: ServingLimits | None = None, *, window: int = 65_536, admission: Admission | None = None
+) -> AsyncIterator[World]:
     """A world with Lumos serving at ``LUMOS``; its agents are added by the test. All is gone after the block."""
     async with _open_world(window) as world:
-        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0), limits)
+        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0, admission=admission), limits)
         yield world
 
 
 @asynccontextmanager
 async def open_keeping_world(
-    *declared: AgentRecord, environment: Mapping[str, str] | None = None, database: Database | None = None
+    *declared: AgentRecord,
+    environment: Mapping[str, str] | None = None,
+    database: Database | None = None,
+    retention: RetentionLimits | None = None,
 ) -> AsyncIterator[World]:
     """A world whose Lumos has a store, the built-in agents, and these.
 
     The store is one in memory that takes no virtual time, or the one given, which stays the caller's to close.
     """
     async with _open_world() as world:
-        world.database = database or Database.open("sqlite://", inline=True)
+        world.keep_runs(database or Database.open("sqlite://", inline=True), retention or RetentionLimits())
         await _serve(world, world.services(declared, environment or {}))
+        assert world.run_journal is not None
+        assert world.database is not None
+        world.nursery.start_soon(world.run_journal.work)
         yield world
         if database is None:
             world.database.close()

@@ -9,5 +9,6 @@ from tests.harness.postgres import (
     postgres_cluster,
     postgres_url,
 )
+from tests.harness.redis import redis_server
 
-__all__ = ["bare_postgres_url", "database", "database_url", "postgres_cluster", "postgres_url"]
+__all__ = ["bare_postgres_url", "database", "database_url", "postgres_cluster", "postgres_url", "redis_server"]

@@ -90,9 +90,9 @@ class Site:
         self.url = url
 
     @asynccontextmanager
-    async def open_chat(self) -> AsyncIterator[LiveAnswer]:
-        """Start streaming an answer of agent ``local``."""
-        url = f"{self.url}/api/v1/agents/local/chat/lumosai/stream"
+    async def open_chat(self, agent: str = "local") -> AsyncIterator[LiveAnswer]:
+        """Start streaming an answer."""
+        url = f"{self.url}/api/v1/agents/{agent}/chat/lumosai/stream"
         async with self.client.stream("POST", url, json={"message": "the prompt"}) as response:
             assert response.status_code == 200
             yield LiveAnswer(response)
@@ -135,11 +135,17 @@ STEADY = steady_recording(first=0.1, gap=0.05, last=60.0)
 
 
 @asynccontextmanager
-async def site(directory: Path, *options: str, recording: Recording = QUICK) -> AsyncIterator[Site]:
-    """Start everything; the process is killed after the block if it still runs."""
-    vendor = VendorServer(recording)
+async def site(
+    directory: Path, *options: str, recording: Recording = QUICK, further: Sequence[Recording] = (), agents: str = ""
+) -> AsyncIterator[Site]:
+    """Start everything; the process is killed after the block if it still runs.
+
+    ``agents`` is more of the agents file, in which ``BASE`` is the model server's URL.
+    """
+    vendor = VendorServer(recording, further)
     listeners = listen_tcp("127.0.0.1", 0)
     agent = agent_at(base_url(listeners[0])) + '\napi_key_env = "TEST_KEY"\n[agent.deadlines]\ntotal = 90\n'
+    agent += agents.replace("BASE", base_url(listeners[0]))
     arguments = [*COMMAND, "--agents", str(write_agents(directory, agent)), *options]
     database = f"sqlite:///{directory}/lumos.db"
     environment = os.environ | {"TEST_KEY": SECRET, "no_proxy": "*", "LUMOS_DATABASE_URL": database}

@@ -58,6 +58,7 @@ REACHABLE = [
     "::127.0.0.1",
 ]
 
+EXPOSED = "X-Run-Id, X-Session-Id, X-Batch-Id, Location, Retry-After, ETag"
 ALLOWED = "Authorization, X-API-Key, Content-Type, Last-Event-ID, Idempotency-Key, If-Match"
 
 
@@ -343,7 +344,7 @@ async def test_a_preflight_is_answered_without_a_key(path: str, autojump_clock: 
             "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
             "access-control-allow-headers": ALLOWED,
             "access-control-max-age": "600",
-            "access-control-expose-headers": "X-Run-Id, X-Session-Id, Location, Retry-After, ETag",
+            "access-control-expose-headers": EXPOSED,
         }
         assert answer.headers["vary"] == "Origin"
         assert door.store.reads == []
@@ -357,7 +358,7 @@ async def test_answers_errors_and_streams_carry_the_headers(path: str, status: i
         answer = await door.raw(f"Origin: {PAGE}", path=path)
         assert answer.status == status
         assert answer.headers["access-control-allow-origin"] == PAGE
-        assert answer.headers["access-control-expose-headers"] == "X-Run-Id, X-Session-Id, Location, Retry-After, ETag"
+        assert answer.headers["access-control-expose-headers"] == EXPOSED
         assert answer.headers["vary"] == "Origin"
         assert "access-control-allow-credentials" not in answer.headers
 

@@ -381,7 +381,9 @@ async def test_a_runs_state_while_it_goes_on_and_after(autojump_clock: MockClock
             assert response.headers["Cache-Control"] == "no-store"
             return response.json()["data"]
 
-        fresh = {"run_id": run_id, "agent_id": "demo", "status": "running", "ttfb_ms": None, "usage": None}
+        fresh = {"run_id": run_id, "agent_id": "demo", "status": "running", "ttfb_ms": None, "usage": None} | {
+            "memory_updates": 0
+        }
         assert await state() == fresh | {"last_seq": 1, "response": "", "elapsed_ms": 0.0, "terminal": None}
         await trio.sleep(1.5)
         spoken = await state()

@@ -47,7 +47,13 @@ CASES: dict[str, Case] = {
     "forget_run": Case(),
     "get_run_events": Case(),
     "stop_run": Case(),
+    "share_run": Case(body={}),
+    "get_shared_events": Case(),
     "get_run_trace": Case(),
+    "batch_stream": Case(200, {"requests": [{"agent_id": "helper", "message": "hi"}]}),
+    "get_batch": Case(),
+    "get_batch_events": Case(),
+    "stop_batch": Case(),
     "create_agent": Case(201, RECORD),
     "list_agents": SEEN_BY_ALL,
     "get_agent": Case(),
@@ -112,7 +118,8 @@ class Scene:
         paths = ("chat/history", "sessions", "memories", "working-memory")
         seen = [await self.ada.data("GET", f"{agent}/{path}") for path in paths]
         run = await self.ada.data("GET", f"/runs/{self.ids['run_id']}")
-        return [*seen, run["status"]]
+        batch = await self.ada.data("GET", f"/batch/{self.ids['batch_id']}")
+        return [*seen, run["status"], batch["status"], batch["last_seq"]]
 
     def path(self, route: Route) -> str:
         """The route's path to Ada's things, under ``/api/v1`` if it is there."""
@@ -133,8 +140,14 @@ async def scene(*, shared: bool = False) -> AsyncIterator[Scene]:
         await ada.chat(agent_id, f"tell me of {SECRET}", session_id="moon")
         memory = await ada.data("POST", f"/agents/{agent_id}/memories", 201, json={"text": SECRET})
         await ada.data("PUT", f"/agents/{agent_id}/working-memory", json={"topic": SECRET})
-        run_id = await _run_under_way(ada)
-        ids = {"agent_id": agent_id, "run_id": run_id, "session_id": "moon", "memory_id": memory["id"]}
+        ids = {
+            "agent_id": agent_id,
+            "run_id": await _run_under_way(ada),
+            "token": f"{'z' * 22}.9999999999.{'z' * 43}",  # of hers nobody can guess one
+            "batch_id": await _batch_under_way(ada),
+            "session_id": "moon",
+            "memory_id": memory["id"],
+        }
         yield Scene(world, ada, ids)
 
 
@@ -143,6 +156,12 @@ async def _run_under_way(ada: Caller) -> str:
     request = ada.open("POST", "/agents/slow/chat/lumosai/stream", json=body)
     async with request as response:
         return str(response.headers["X-Run-Id"])
+
+
+async def _batch_under_way(ada: Caller) -> str:
+    body = {"requests": [{"agent_id": "slow", "message": "hi"}], "on_disconnect": "continue"}
+    async with ada.open("POST", "/batch/stream", json=body) as response:
+        return str(response.headers["X-Batch-Id"])
 
 
 def _by_name(route: Route) -> str:
@@ -205,7 +224,7 @@ async def test_without_a_key_nobody_gets_in(route: Route, autojump_clock: MockCl
         before = await its.everything()
         for headers in ({}, {"Authorization": "Bearer lumos_abcdefghijkl_" + "x" * 43}, {"X-API-Key": "nonsense"}):
             response = await its.world.client.request(route.method, f"{BASE}{path}", json=body, headers=headers)
-            assert response.status_code == (200 if route.open else 401), response.text
+            assert response.status_code == (CASES[route.name].status if route.open else 401), response.text
             if not route.open:
                 assert response.headers["WWW-Authenticate"] == "Bearer"
                 assert response.json()["code"] == "UNAUTHORIZED"

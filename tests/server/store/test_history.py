@@ -7,7 +7,8 @@ import pytest
 from engine.provider import Message
 from server.store.database import Database
 from server.store.history import history
-from server.store.turns import begin_turn, interrupt_runs, save_turn
+from server.store.interrupted import interrupt_runs
+from server.store.turns import begin_turn, save_turn
 
 from .scene import SCOPE, answer, at, called, gave, have_turn, said, turn
 
@@ -57,7 +58,7 @@ async def test_turns_under_way_and_the_one_asked_for_are_left_out(database: Data
     await database.write(begin_turn, SCOPE, "session", "under way", None, said("q1"), at(2))
     assert await shown(database, 10) == ["user: q0", "assistant: a0"]
     assert await shown(database, 10, "ended") == []
-    await database.write(interrupt_runs, at(4), at(3))
+    await database.write(interrupt_runs, at(4))
     assert await shown(database, 10) == ["user: q0", "assistant: a0", "user: q1"]
     assert await shown(database, 10, "under way") == ["user: q0", "assistant: a0"]
 

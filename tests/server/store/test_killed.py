@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from server.store.database import Database
-from server.store.turns import interrupt_runs
+from server.store.interrupted import interrupt_runs
 
 LATER = "2026-11-23T12:00:00.000000+00:00"
 POINTS_OF_FIRST_OPENING = 100
@@ -109,8 +109,8 @@ def check(path: Path) -> tuple[int, int]:
 
 async def assert_opens_and_interrupts(path: Path, running: int) -> None:
     database = Database.open(f"sqlite:///{path}")
-    assert await database.write(interrupt_runs, LATER, LATER) == running
-    assert await database.write(interrupt_runs, LATER, LATER) == 0
+    assert await database.write(interrupt_runs, LATER) == running
+    assert await database.write(interrupt_runs, LATER) == 0
     database.close()
 
 

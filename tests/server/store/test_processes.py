@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from server.store.database import Database
 from server.store.history import count_messages
+from server.store.migrations import MIGRATIONS
 
 from .writer import SCOPE
 
@@ -59,6 +60,6 @@ async def test_processes_that_start_at_once_migrate_once_and_lose_no_write(bare_
     await trio.to_thread.run_sync(write_from_many_processes, bare_url)
     database = Database.open(bare_url)
     versions = await database.read(lambda c: c.execute(text("SELECT version FROM schema_version")).scalars().all())
-    assert versions == [1]
+    assert versions == [migration.version for migration in MIGRATIONS]
     assert await database.read(count_messages, SCOPE, None) == 2 * PROCESSES * TURNS
     database.close()

@@ -10,7 +10,7 @@ from server.store.database import Database
 from server.store.history import count_messages, count_sessions, delete_session, history, list_messages, list_sessions
 from server.store.memories import list_memories
 from server.store.run_texts import drop_response
-from server.store.turns import begin_turn, find_run, interrupt_runs, save_turn, tokens_used_since
+from server.store.turns import begin_turn, find_run, save_turn, tokens_used_since
 
 from .scene import FOREIGN_SCOPES, SCOPE, answer, at, called, gave, have_turn, said, turn
 
@@ -108,22 +108,6 @@ async def test_what_was_said_is_kept_even_where_no_message_has_it(database: Data
     await have_turn(database, "run", "hello", [], status="stop", response="I was about")
     shown = await database.read(list_messages, SCOPE, None, 10, 0)
     assert [(message.content, message.partial) for message in shown] == [("hello", False), ("I was about", True)]
-
-
-async def test_runs_that_a_dead_process_left_are_interrupted(database: Database) -> None:
-    await database.write(begin_turn, SCOPE, "session", "left", None, said("one"), at(1))
-    await database.write(begin_turn, SCOPE, "session", "new", None, said("two"), at(5))
-    await have_turn(database, "ended", "three", second=1)
-    assert await database.write(interrupt_runs, at(9), at(5)) == 1
-    assert await database.write(interrupt_runs, at(9), at(5)) == 0
-    left, new, ended = [await database.read(find_run, run_id) for run_id in ("left", "new", "ended")]
-    assert left is not None
-    assert (left.status, left.error_code, left.ended_at) == ("error", "interrupted", at(9))
-    assert new is not None
-    assert new.status == "running"
-    assert ended is not None
-    assert ended.status == "done"
-    assert not await database.write(save_turn, turn("left", answer("too late")), at(10))
 
 
 async def test_tokens_are_counted_by_key_and_end(database: Database) -> None:

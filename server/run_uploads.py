@@ -1,0 +1,270 @@
+"""This worker's runs on their way to Redis: what is new of every run, in batches, off the way of the tokens.
+
+The buffer is the run's own log: Redis says after each write up to where it has the run, and the next write goes on from
+there. So an outage costs nothing but memory that is there anyway, a write whose answer was lost is not done twice, and
+a Redis that comes back with less than it had (its disk is a second behind) gets the rest again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+import trio
+
+from engine import Run
+from engine.events import data_of
+from engine.log import RunLog
+
+from .redis_link import RedisLink
+from .shared_scripts import APPEND, OPEN, events_key, run_key, runs_key
+
+GATHER_SECONDS = 0.05
+"""How long events of runs that nobody reads elsewhere gather before they are written."""
+
+RUNS_AT_ONCE = 200
+EVENTS_AT_ONCE = 500
+BYTES_AT_ONCE = 256 * 1024
+"""Of one run in one write: Redis does nothing else meanwhile."""
+
+ENDED_KEPT_SECONDS = 30.0
+"""How long an ended run is kept at hand after it was written: a Redis that loses its last seconds gets them again."""
+
+ENDED_KEPT_BYTES = 64 * 2**20
+"""Of ended runs; past it the oldest go, also those that an outage keeps from being written."""
+
+DROP_EVERY_SECONDS = 1.0
+
+_logger = structlog.get_logger("lumos")
+
+
+class SharedLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds.
+
+    Attributes:
+        lease: how long a worker may be silent before others take it for dead; it speaks every third of that.
+        retention: how long an ended run can be read from Redis.
+    """
+
+    lease: float = 10.0
+    retention: float = 600.0
+
+    @property
+    def running_milliseconds(self) -> int:
+        """How long Redis keeps a run under way that is not touched. ``RunUploads.touch_all`` touches it in time."""
+        return int(1000 * max(self.retention, 60 * self.lease))
+
+    @property
+    def retention_milliseconds(self) -> int:
+        """How long Redis keeps an ended run."""
+        return max(1, int(1000 * self.retention))
+
+
+@dataclass(eq=False)
+class _Upload:
+    run: Run
+    sent: int = 0
+    opened: bool = False
+    ended_at: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.run.log.ended and self.sent == self.run.log.last_seq
+
+
+class RunUploads:
+    """A ``LogFollower``: writes every run that it is told of. ``work`` does it, for as long as there is a connection.
+
+    Attributes:
+        worker: under which name; ``lose_all`` comes before it changes.
+        on_lost: called with a run that is another worker's by now, because this one was taken for dead.
+    """
+
+    def __init__(self, link: RedisLink, worker: str, limits: SharedLimits) -> None:
+        self._link = link
+        self._limits = limits
+        self._uploads: dict[str, _Upload] = {}
+        self._dirty: dict[str, None] = {}
+        self._any_dirty = trio.Event()
+        self._urgent = trio.Event()
+        self._all_sent = trio.lowlevel.ParkingLot()
+        self._read_elsewhere: set[str] = set()
+        self._drop_at = 0.0
+        self.worker = worker
+        self.on_lost: Callable[[Run], None] = lambda _run: None
+
+    def follow(self, run: Run) -> None:
+        """Write this run from now on. Synchronous, never waits."""
+        self._uploads[run.id] = _Upload(run)
+        self._mark(run.id)
+        self._urgent.set()  # its id is about to be told: it is to be found anywhere
+
+    def appended(self, log: RunLog) -> None:
+        """There is something to write. Synchronous, on the way of every token."""
+        if log.run_id in self._uploads:
+            self._mark(log.run_id)
+
+    def hurry(self, run_id: str, read_elsewhere: bool) -> None:
+        """Whether others wait for each event of this run: it is written without gathering then."""
+        if read_elsewhere:
+            self._read_elsewhere.add(run_id)
+            if run_id in self._dirty:
+                self._urgent.set()
+        else:
+            self._read_elsewhere.discard(run_id)
+
+    def abandon(self, run_id: str) -> None:
+        """Write nothing more of this run."""
+        self._uploads.pop(run_id, None)
+        self._dirty.pop(run_id, None)
+        self._read_elsewhere.discard(run_id)
+
+    def lose_all(self) -> list[Run]:
+        """This worker was taken for dead: the runs that it had, which are not its any more."""
+        lost = [upload.run for upload in self._uploads.values() if upload.opened and not upload.ended_at]
+        for run in lost:
+            self.abandon(run.id)
+        return lost
+
+    async def wait_all_sent(self) -> None:
+        """Until Redis has everything."""
+        while self._dirty or not all(upload.complete for upload in self._uploads.values()):
+            await self._all_sent.park()
+
+    async def work(self) -> None:
+        """Write what there is to write, for ever. Raises RedisAwayError; what was under way is asked for again then."""
+        for run_id in self._uploads:
+            self._mark(run_id)  # Redis may have lost something
+        while True:
+            await self._wait_dirty()
+            batch = [self._uploads[run_id] for run_id in list(self._dirty)[:RUNS_AT_ONCE]]
+            for upload in batch:
+                del self._dirty[upload.run.id]
+            try:
+                await self._write(batch)
+            except BaseException:
+                for upload in batch:
+                    if self._uploads.get(upload.run.id) is upload:
+                        self._mark(upload.run.id)
+                raise
+            self._drop_ended()
+            self._all_sent.unpark_all()
+
+    async def touch_all(self) -> None:
+        """Keep runs under way from expiring, for ever: the silent ones too."""
+        while True:
+            await trio.sleep(self._limits.running_milliseconds / 4000)
+            for run_id in self._uploads:
+                self._mark(run_id)
+
+    def _mark(self, run_id: str) -> None:
+        self._dirty[run_id] = None
+        self._any_dirty.set()
+        if run_id in self._read_elsewhere:
+            self._urgent.set()
+
+    async def _wait_dirty(self) -> None:
+        while not self._dirty:
+            self._any_dirty = trio.Event()
+            await self._any_dirty.wait()
+        with trio.move_on_after(GATHER_SECONDS):
+            await self._urgent.wait()
+        self._urgent = trio.Event()
+        if any(run_id in self._read_elsewhere for run_id in list(self._dirty)[RUNS_AT_ONCE:]):
+            self._urgent.set()
+
+    async def _write(self, batch: list[_Upload]) -> None:
+        new = [upload for upload in batch if not upload.opened]
+        for upload, answer in zip(new, await self._link.ask_all([self._opening(u) for u in new]), strict=True):
+            upload.opened = answer == 1
+            if not upload.opened:
+                self._lose(upload)
+        writing = [upload for upload in batch if upload.opened]
+        answers = await self._link.ask_all([self._appending(upload) for upload in writing])
+        for upload, last in zip(writing, answers, strict=True):
+            self._settle(upload, last)
+
+    def _settle(self, upload: _Upload, last: int) -> None:
+        if self._uploads.get(upload.run.id) is not upload:
+            return  # abandoned meanwhile
+        if last == -2:
+            self._lose(upload)
+            return
+        if last == -1:
+            upload.opened = False
+        upload.sent = max(0, last)
+        if upload.sent < upload.run.log.last_seq:
+            self._mark(upload.run.id)
+        elif upload.complete and upload.ended_at is None:
+            upload.ended_at = trio.current_time()
+
+    def _lose(self, upload: _Upload) -> None:
+        self.abandon(upload.run.id)
+        _logger.warning("run.lost", run_id=upload.run.id)
+        self.on_lost(upload.run)
+
+    def _opening(self, upload: _Upload) -> list[str | bytes | int]:
+        run = upload.run
+        owner = run.spec.owner
+        fields = {
+            "agent_id": run.spec.agent_id,
+            "tenant_id": owner.tenant_id,
+            "user_id": owner.user_id,
+            "session_id": owner.session_id,
+        }
+        return OPEN.call(
+            [run_key(run.id), runs_key(self.worker)],
+            self.worker,
+            run.id,
+            self._limits.running_milliseconds,
+            *_flat(fields.items()),
+        )
+
+    def _appending(self, upload: _Upload) -> list[str | bytes | int]:
+        run = upload.run
+        events: list[bytes | int] = []
+        size = 0
+        for entry in run.log.entries(upload.sent)[:EVENTS_AT_ONCE]:
+            events += (entry.seq, data_of(entry.frame))
+            size += len(entry.frame)
+            if size > BYTES_AT_ONCE:
+                break
+        return APPEND.call(
+            [events_key(run.id), run_key(run.id), runs_key(self.worker)],
+            self.worker,
+            run.id,
+            self._limits.running_milliseconds,
+            run.log.last_seq if run.log.ended else 0,
+            self._limits.retention_milliseconds,
+            msgspec.json.encode(_flat(_end(run).items())),
+            *events,
+        )
+
+    def _drop_ended(self) -> None:
+        now = trio.current_time()
+        if now < self._drop_at:
+            return
+        self._drop_at = now + DROP_EVERY_SECONDS
+        ended = [upload for upload in self._uploads.values() if upload.run.log.ended]
+        size = sum(upload.run.log.size_bytes for upload in ended)
+        for upload in ended:
+            old = upload.ended_at is not None and now - upload.ended_at > ENDED_KEPT_SECONDS
+            if not old and size <= ENDED_KEPT_BYTES:
+                break
+            size -= upload.run.log.size_bytes
+            self.abandon(upload.run.id)
+
+
+def _end(run: Run) -> dict[str, str]:
+    """What its hash says of a run that has ended."""
+    if run.log.terminal is None:
+        return {}
+    status = str(run.log.terminal.__struct_config__.tag)
+    ttfb = "" if run.ttfb is None else f"{run.ttfb * 1000:.3f}"
+    return {"status": status, "elapsed_ms": f"{run.elapsed * 1000:.3f}", "ttfb_ms": ttfb}
+
+
+def _flat(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [text for pair in pairs for text in pair]

@@ -1,0 +1,348 @@
+"""Runs across workers and hosts: every worker's runs in Redis, and other workers' runs to read, stop and forget here.
+
+Redis's streams are what is durable; what workers send each other (``inbox``) only hastens things or asks for them.
+While Redis is away this worker's own runs go on from memory; ``find`` says so, and all goes on when it is back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from engine import Owner, Run, RunSupervisor, TextDelta, UsageUpdate
+
+from .leases import Leases
+from .redis_link import LONGEST_PAUSE_SECONDS, Command, RedisAwayError, RedisLink
+from .remote_log import RemoteLog, RemoteLogs
+from .remote_readers import RemoteReaders
+from .run_directory import GoneError, SourceUnavailableError
+from .run_uploads import RunUploads, SharedLimits
+from .run_view import RunView, status_of
+from .shared_scripts import FORGET, SCRIPTS, events_key, inbox_key, run_key
+from .worker_mail import Forget, Left, Mail, Reading, Stop, encode_mail, parse_mail
+
+ENTRIES_AT_ONCE = 500
+BLOCK_SECONDS = 5.0
+STOP_SECONDS = 5.0
+"""How long a stop waits for the run's end, which its worker writes."""
+
+OPENING_SECONDS = 0.1
+"""After which an unknown run is asked for once more: it may have started just now, and be on its way to Redis."""
+
+FORGETTING_MILLISECONDS = 5000
+INBOX_LENGTH = 10_000
+
+_XREAD = ("XREAD", "BLOCK", int(BLOCK_SECONDS * 1000), "COUNT", ENTRIES_AT_ONCE, "STREAMS")
+
+
+class SharedLog:
+    """What a worker shares with the others: a ``LogFollower`` of its own runs, a ``RunSource`` of theirs.
+
+    ``run`` does the work, and ends by being cancelled; ``leave`` before that ends it in peace.
+    """
+
+    _supervisor: RunSupervisor
+    _readers: RemoteReaders
+
+    def __init__(self, url: str, worker_id: str, limits: SharedLimits | None = None) -> None:
+        """Share runs through the Redis at that URL, whether it is there now or not.
+
+        Raises:
+            ValueError: the URL is none of Redis's.
+        """
+        self._worker_id = worker_id
+        self._limits = limits = limits or SharedLimits()
+        self._link = RedisLink(url, "commands")
+        self._reading_link = RedisLink(url, "events")
+        self.worker = self._new_name()
+        self.uploads = RunUploads(self._link, self.worker, limits)
+        self.uploads.on_lost = self._end_lost
+        self._leases = Leases(self._link, self.worker, limits)
+        self._leases.on_buried = self._begin_again
+        self.logs = RemoteLogs()
+        self.logs.on_reading = self._note_reading
+        self.logs.on_wanted = self._note_wanted
+        self._link.on_changed = self._reading_link.on_changed = self._link_changed
+        self._inbox_at = b"0-0"
+        self._news: dict[str, tuple[str, bool]] = {}
+        self._wake_up = False
+        self._missing_since: dict[str, float] = {}
+        self._any_news = trio.Event()
+        self._ready = trio.Event()
+        self.follow = self.uploads.follow
+        self.appended = self.uploads.appended
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis is there."""
+        return self._link.up and self._reading_link.up
+
+    async def run(self, supervisor: RunSupervisor) -> None:
+        """Do the work, for ever. The supervisor is that of the runs which ``follow`` hears of."""
+        async with trio.open_nursery() as nursery:
+            self._supervisor = supervisor
+            self._readers = RemoteReaders(nursery, supervisor.find, self.uploads, self._limits.lease)
+            nursery.start_soon(self._link.run, self._work)
+            await self._reading_link.run(self._read)
+
+    def tell_lost(self, listener: Callable[[str], Awaitable[None]]) -> None:
+        """Have it called with the id of each run that this worker ends for a dead one; it must not raise."""
+        self._leases.on_run_lost = listener
+
+    async def wait_available(self) -> None:
+        """Until Redis is there, and knows this worker."""
+        await self._ready.wait()
+
+    async def leave(self) -> None:
+        """Write what is unwritten, and sign off. Whoever calls it sets the limit, and cancels ``run`` afterwards."""
+        if not self._link.up:
+            return
+        await self.uploads.wait_all_sent()
+        with suppress(RedisAwayError):  # the others find out by the lease
+            await self._leases.leave()
+
+    # Runs of others
+
+    async def find(self, run_id: str) -> SharedRun | None:
+        """The run, if Redis knows of it, with all of its events so far.
+
+        Raises:
+            SourceUnavailableError: Redis is away.
+            GoneError: it was there; it is forgotten, or Redis has lost its events.
+        """
+        try:
+            facts = await self._ask_facts(run_id)
+            if not facts:
+                await trio.sleep(OPENING_SECONDS)
+                facts = await self._ask_facts(run_id)
+            if not facts:
+                self.logs.drop(run_id)
+                return None
+            run = SharedRun(run_id, facts, self.logs.get(run_id, facts["worker"]), self)
+            if facts["status"] == "forgotten":
+                self.logs.drop(run_id)
+                raise GoneError(run.view(), run.owner)
+            await self._catch_up(run.log)
+        except RedisAwayError as error:
+            raise SourceUnavailableError(str(error)) from error
+        return run
+
+    async def forget(self, run_id: str) -> None:
+        """Drop what Redis has of the run; who reads it just now still gets its end."""
+        self.uploads.abandon(run_id)
+        keys = [events_key(run_id), run_key(run_id)]
+        try:
+            await self._link.ask(*FORGET.call(keys, FORGETTING_MILLISECONDS, self._limits.retention_milliseconds))
+        except RedisAwayError as error:
+            raise SourceUnavailableError(str(error)) from error
+
+    async def send(self, worker: str, mail: Mail) -> None:
+        """Put it into the worker's inbox, if it has one: a worker that is gone gets none."""
+        await self._link.ask(*_mail_command(worker, mail))
+
+    async def _ask_facts(self, run_id: str) -> dict[str, str]:
+        facts = await self._link.ask("HGETALL", run_key(run_id))
+        return {name.decode(): text.decode() for name, text in facts.items()}
+
+    async def _catch_up(self, log: RemoteLog) -> None:
+        while not log.ended:
+            entries = await self._link.ask(
+                "XRANGE", events_key(log.run_id), f"({log.last_seq}-0", "+", "COUNT", ENTRIES_AT_ONCE
+            )
+            _admit(log, entries)
+            if len(entries) < ENTRIES_AT_ONCE:
+                return
+
+    # The tasks on the two connections
+
+    async def _work(self) -> None:
+        await self._link.ask_all([["SCRIPT", "LOAD", script.text] for script in SCRIPTS])
+        self._readers.forgive()
+        await self._leases.beat()
+        self._ready.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.uploads.work)
+            nursery.start_soon(self.uploads.touch_all)
+            nursery.start_soon(self._send_news)
+            await self._leases.work(self._look_after_readers)
+
+    async def _read(self) -> None:
+        """Read this worker's inbox and every run that is read here, for ever."""
+        while True:
+            self._wake_up = False
+            logs = self.logs.wanted()
+            inbox = inbox_key(self.worker)
+            keys = [inbox, *(events_key(log.run_id) for log in logs)]
+            positions: list[str | bytes] = [self._inbox_at, *(f"{log.last_seq}-0" for log in logs)]
+            command: Command = [*_XREAD, *keys, *positions]
+            (answer,) = await self._reading_link.ask_all([command], seconds=2 * BLOCK_SECONDS)
+            by_key = dict(zip((key.encode() for key in keys[1:]), logs, strict=True))
+            for key, entries in (answer or {}).items():
+                if key == inbox.encode():
+                    self._take_mail(entries)
+                else:
+                    _admit(by_key[key], entries)
+
+    def _take_mail(self, entries: list[Any]) -> None:
+        for entry_id, (_, text) in entries:
+            self._inbox_at = entry_id
+            match parse_mail(text):
+                case Stop(run_id, reason):
+                    if run := self._supervisor.find(run_id):
+                        run.stop(reason)
+                case Forget(run_id):
+                    self.uploads.abandon(run_id)
+                    if run := self._supervisor.find(run_id):
+                        self._supervisor.forget(run)
+                case Reading(worker, run_ids):
+                    self._readers.came(worker, run_ids)
+                case Left(worker, run_ids):
+                    self._readers.left(worker, run_ids)
+
+    async def _send_news(self) -> None:
+        """Tell other workers who reads their runs here, and this one's own reading task that there is more to read."""
+        while True:
+            if not (self._news or self._wake_up):
+                self._any_news = trio.Event()
+                await self._any_news.wait()
+            news, self._news = self._news, {}
+            wake_up, self._wake_up = self._wake_up, False
+            commands = self._reading_mail(news)
+            if wake_up:
+                commands.append(["XADD", inbox_key(self.worker), "MAXLEN", "~", INBOX_LENGTH, "*", "m", ""])
+            try:
+                await self._link.ask_all(commands)
+            except BaseException:
+                self._news = news | self._news
+                self._wake_up |= wake_up
+                raise
+
+    def _reading_mail(self, news: dict[str, tuple[str, bool]]) -> list[list[str | bytes | int]]:
+        by_worker: dict[tuple[str, bool], list[str]] = defaultdict(list)
+        for run_id, (worker, reading) in news.items():
+            by_worker[worker, reading].append(run_id)
+        return [
+            _mail_command(worker, Reading(self.worker, run_ids) if reading else Left(self.worker, run_ids))
+            for (worker, reading), run_ids in by_worker.items()
+        ]
+
+    async def _look_after_readers(self) -> None:
+        """Each third of a lease: tell of readers here again, forget those elsewhere, look whether runs are there."""
+        self._readers.drop_silent()
+        now = trio.current_time()
+        read_here = self.logs.read_here()
+        facts = await self._link.ask_all([["HMGET", run_key(log.run_id), "worker", "status"] for log in read_here])
+        for log, (worker, status) in zip(read_here, facts, strict=True):
+            if status is not None:
+                log.owner = worker.decode()
+                self._missing_since.pop(log.run_id, None)
+                self._note_reading(log, True)
+            elif now - self._missing_since.setdefault(log.run_id, now) > self._limits.lease + LONGEST_PAUSE_SECONDS:
+                del self._missing_since[log.run_id]
+                self.logs.drop(log.run_id)  # not lost in an outage: its worker would have written it again
+
+    # What happens
+
+    def _note_reading(self, log: RemoteLog, reading: bool) -> None:
+        self._news[log.run_id] = (log.owner, reading)
+        self._any_news.set()
+
+    def _note_wanted(self) -> None:
+        self._wake_up = True
+        self._any_news.set()
+
+    def _link_changed(self) -> None:
+        self.logs.link_changed(min(self._link.went_down_at, self._reading_link.went_down_at))
+
+    def _begin_again(self) -> str:
+        """Others have taken this worker for dead. Its runs are not its any more; new ones get a new name."""
+        for run in self.uploads.lose_all():
+            self._end_lost(run)
+        self.worker = self.uploads.worker = self._new_name()
+        self._inbox_at = b"0-0"
+        self._reading_link.renew()  # it waits at the old inbox
+        return self.worker
+
+    def _end_lost(self, run: Run) -> None:
+        run.fail("worker_lost", "this worker was taken for dead")
+
+    def _new_name(self) -> str:
+        return f"{self._worker_id}.{secrets.token_urlsafe(9)}"
+
+
+class SharedRun:
+    """Another worker's run; a ``RunHandle``."""
+
+    memory_updates = 0
+
+    def __init__(self, run_id: str, facts: dict[str, str], log: RemoteLog, shared: SharedLog) -> None:
+        self.run_id = run_id
+        self.agent_id = facts.get("agent_id", "")
+        self.owner = Owner(
+            tenant_id=facts.get("tenant_id", ""),
+            user_id=facts.get("user_id", ""),
+            session_id=facts.get("session_id", ""),
+        )
+        self.log = log
+        self._facts = facts
+        self._shared = shared
+
+    def view(self) -> RunView:
+        """Its state, as far as it is known here."""
+        terminal = self.log.terminal
+        events = [entry.event for entry in self.log.entries]
+        said = "".join(event.content for event in events if isinstance(event, TextDelta))
+        reported = [event.usage for event in events if isinstance(event, UsageUpdate)]
+        return RunView(
+            run_id=self.run_id,
+            agent_id=self.agent_id,
+            status="running" if terminal is None else status_of(terminal),
+            last_seq=self.log.last_seq,
+            response=said if terminal is None else terminal.response,
+            elapsed_ms=_number(self._facts.get("elapsed_ms")),
+            ttfb_ms=_number(self._facts.get("ttfb_ms")),
+            usage=terminal.usage if terminal is not None else reported[-1] if reported else None,
+            terminal=terminal,
+        )
+
+    async def stop(self, reason: str = "requested") -> None:
+        """Have its worker stop it; returns once that is known here, or after ``STOP_SECONDS``.
+
+        Raises:
+            SourceUnavailableError: Redis is away: whether it stops is not known.
+        """
+        if self.log.ended:
+            return
+        try:
+            await self._shared.send(self.log.owner, Stop(self.run_id, reason))
+            with trio.move_on_after(STOP_SECONDS):
+                await self.log.wait_ended()
+        except (RedisAwayError, trio.BrokenResourceError) as error:
+            raise SourceUnavailableError(str(error)) from error
+
+    async def forget(self) -> None:
+        """Stop it, then drop its events everywhere. Raises as ``stop``."""
+        await self.stop()
+        try:
+            await self._shared.send(self.log.owner, Forget(self.run_id))
+        except RedisAwayError as error:
+            raise SourceUnavailableError(str(error)) from error
+        await self._shared.forget(self.run_id)
+
+
+def _admit(log: RemoteLog, entries: list[Any]) -> None:
+    for entry_id, (_, event_json) in entries:
+        log.admit(int(entry_id.partition(b"-")[0]), event_json)
+
+
+def _mail_command(worker: str, mail: Mail) -> list[str | bytes | int]:
+    return ["XADD", inbox_key(worker), "NOMKSTREAM", "MAXLEN", "~", INBOX_LENGTH, "*", "m", encode_mail(mail)]
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None

@@ -1,0 +1,199 @@
+"""Redis away, in the middle of it all: a worker's own runs go on, others' wait, and everything heals; nothing twice."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import trio
+
+from engine import GenerationComplete, Run
+from providers.http import open_client
+from server import remote_log
+from server.app import create_app
+from server.compose import base_url
+from server.run_directory import SourceUnavailableError
+from server.services import Services
+from server.serving import serve
+from server.sockets import listen_tcp
+from tests.harness.redis import RedisServer
+from tests.server.shared_scene import (
+    LEASE,
+    LONG,
+    Script,
+    Worker,
+    eventually,
+    frames,
+    open_scene,
+    read_to_end,
+    read_until,
+    said,
+)
+
+
+async def _wait_available(*workers: Worker, available: bool = True) -> None:
+    await eventually(lambda: all(worker.shared.available == available for worker in workers))
+
+
+async def _both(one: Worker, two: Worker) -> tuple[Script, Run]:
+    script = Script()
+    run = one.start(script)
+    await two.find(run.id)
+    return script, run
+
+
+@pytest.mark.parametrize("keeps_its_data", [True, False])
+async def test_a_run_goes_on_and_its_readers_elsewhere_get_all_of_it(
+    redis_server: RedisServer, keeps_its_data: bool
+) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        names = {one.shared.worker, two.shared.worker}
+        script, run = await _both(one, two)
+        received: list[bytes] = []
+
+        async def read() -> None:
+            received.append(frames(await read_to_end((await two.find(run.id)).log)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            script.say("before ")
+            await read_until((await two.find(run.id)).log, lambda entries: said(entries) == "before ")
+            redis_server.kill()
+            await _wait_available(one, two, available=False)
+            script.say("meanwhile ")
+            with run.log.attached():
+                await read_until(run.log, lambda entries: said(entries) == "before meanwhile ")
+            await trio.sleep(2 * LEASE)
+            if not keeps_its_data:
+                redis_server.lose_everything()
+            redis_server.start()
+            await _wait_available(one, two)
+            await trio.sleep(2 * LEASE)
+            script.say("after")
+            script.end()
+        assert received == [frames(run.log.entries())]
+        assert isinstance(run.log.terminal, GenerationComplete)
+        assert {one.shared.worker, two.shared.worker} == names
+        raw = await two.shared._link.ask("XRANGE", f"lumos:{{{run.id}}}:events", "-", "+")
+        assert [entry[0] for entry in raw] == [b"%d-0" % seq for seq in range(1, run.log.last_seq + 1)]
+
+
+async def test_a_run_that_starts_and_ends_while_redis_is_away_is_there_afterwards(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        redis_server.kill()
+        await _wait_available(one, two, available=False)
+        script = Script()
+        run = one.start(script)
+        script.say("all ", "of it")
+        script.end()
+        assert said(await read_to_end(run.log)) == "all of it"
+        with pytest.raises(SourceUnavailableError):
+            await two.shared.find(run.id)
+        redis_server.start()
+        await _wait_available(one, two)
+        assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
+
+
+async def test_who_asks_while_redis_is_away_is_told_so(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        _, run = await _both(one, two)
+        remote = await two.find(run.id)
+        redis_server.kill()
+        await _wait_available(one, two, available=False)
+        for ask in (remote.stop, remote.forget):
+            with pytest.raises(SourceUnavailableError), trio.fail_after(LONG):
+                await ask()
+        with pytest.raises(SourceUnavailableError):
+            await one.forget(run)
+        assert run.log.ended
+
+
+async def test_a_reader_elsewhere_waits_so_long_and_then_breaks(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_log, "OUTAGE_SECONDS", 0.3)
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        _, run = await _both(one, two)
+        log = (await two.find(run.id)).log
+        assert await log.read(log.last_seq, trio.current_time() + 0.01) == []
+        redis_server.kill()
+        with trio.fail_after(LONG), pytest.raises(trio.BrokenResourceError):
+            await log.read(log.last_seq)
+
+
+async def test_a_redis_that_stands_still_counts_as_away_and_heals(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.redis_link.RedisLink.ask_all.__defaults__", (0.3,))
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        names = {one.shared.worker, two.shared.worker}
+        script, run = await _both(one, two)
+        redis_server.pause()
+        await _wait_available(one, two, available=False)
+        script.say("meanwhile")
+        await trio.sleep(2 * LEASE)
+        redis_server.go_on()
+        await _wait_available(one, two)
+        script.end()
+        assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
+        assert {one.shared.worker, two.shared.worker} == names
+
+
+async def test_a_stop_of_a_run_whose_events_redis_lost_at_the_end(redis_server: RedisServer) -> None:
+    """Redis forgets its last second; the run's worker gives it again what it had had already."""
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script, run = await _both(one, two)
+        script.say("word")
+        script.end()
+        await read_to_end((await two.find(run.id)).log)
+        key = f"lumos:{{{run.id}}}:events"
+        await two.shared._link.ask("XTRIM", key, "MAXLEN", 0)
+        await two.shared._link.ask("DEL", key)
+        redis_server.kill()
+        await _wait_available(one, two, available=False)
+        redis_server.start()
+        three = await scene.worker("three")
+
+        async def ended() -> bool:
+            return (await three.find(run.id)).log.ended
+
+        await eventually(ended)
+        assert frames(await read_to_end((await three.find(run.id)).log)) == frames(run.log.entries())
+
+
+async def test_over_http_a_reader_elsewhere_gets_a_broken_transport_and_then_503(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_log, "OUTAGE_SECONDS", 0.3)
+    listeners = listen_tcp("127.0.0.1", 0)
+    async with open_scene(redis_server) as scene, trio.open_nursery() as nursery, open_client() as client:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script, run = await _both(one, two)
+        services = Services({}, two.supervisor, sources=(two.shared,), shared_log=two.shared)
+        await nursery.start(serve, create_app(services), listeners, trio.Event())
+        url = f"{base_url(listeners[0])}/api/v1/runs/{run.id}/events"
+        async with client.stream("GET", url) as response:
+            assert response.status_code == 200
+            await response.extensions["body"].receive()
+            redis_server.kill()
+            with trio.fail_after(LONG), pytest.raises(httpx.TransportError):
+                await response.extensions["body"].receive()
+        refused = await client.get(url)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        redis_server.start()
+        await _wait_available(one, two)
+        script.say("and on")
+        script.end()
+        with trio.fail_after(LONG):
+            assert (await client.get(url)).text.count('"chunk_type":"done"') == 1
+        ahead = await client.get(url, headers={"Last-Event-ID": f"{run.id}.{run.log.last_seq + 1}"})
+        assert ahead.status_code == 400
+        all_read = await client.get(url, headers={"Last-Event-ID": f"{run.id}.{run.log.last_seq}"})
+        assert all_read.status_code == 204
+        assert "Traceback" not in caplog.text
+        nursery.cancel_scope.cancel()
