@@ -143,7 +143,6 @@ async def run_server(settings: ServerSettings) -> None:
     with (
         ExitStack() as leaving,
         closing(Database.open(settings.database_url)) as database,
-        database.present(_end_runs_of_the_dead),
         exporting_traces() if settings.otel else nullcontext() as exported,
     ):
         keyed = await database.read(any_keys)
@@ -161,6 +160,7 @@ async def run_server(settings: ServerSettings) -> None:
             listeners = _listen(settings, keyed)
             memories = factory.memories
             assert memories is not None, "there is a database"
+            leaving.enter_context(database.present(_end_runs_of_the_dead))  # from here on this is a server
             async with trio.open_nursery() as keeping:
                 keeping.start_soon(memories.unsaved.work)
                 keeping.start_soon(journal.work)

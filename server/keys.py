@@ -25,7 +25,11 @@ MAX_NAME_CHARS = 200
 
 _LETTERS = string.ascii_letters + string.digits
 _KEY = re.compile(r"lumos_([A-Za-z0-9]{12,32})_([A-Za-z0-9_-]{43})")
-_LIMIT_WORDS = {"requests_per_minute": "requests/min", "concurrent_runs": "runs", "tokens_per_day": "tokens/day"}
+_LIMIT_WORDS = {
+    "requests_per_minute": ("request", "/min"),
+    "concurrent_runs": ("run", " at once"),
+    "tokens_per_day": ("token", "/day"),
+}
 _HEADINGS = ("key id", "tenant", "user", "admin", "limits", "created", "revoked", "name")
 
 
@@ -163,9 +167,11 @@ def _row(key: StoredKey) -> tuple[str, ...]:
 
 
 def _limits_text(limits: KeyLimits) -> str:
-    said = [
-        f"{value:.15g} {_LIMIT_WORDS[name]}" for name, value in msgspec.structs.asdict(limits).items() if value < inf
-    ]
+    said = []
+    for name, value in msgspec.structs.asdict(limits).items():
+        what, how_often = _LIMIT_WORDS[name]
+        if value < inf:
+            said.append(f"{value:.15g} {what}{'' if value == 1 else 's'}{how_often}")
     return ", ".join(said) or "no limits"
 
 

@@ -26,7 +26,8 @@ class MemorySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         enabled: whether sessions and memories are kept at all. Without, each run stands alone.
-        context_window: messages of the session's history that the model is shown.
+        context_window: messages of the session's history that the model is shown, in whole turns: an answered turn is
+            at least two, so 1 shows next to nothing.
         recall_limit: remembered things that the model is shown.
         wait: seconds that memory may hold the model's request back.
         embeddings: whom to ask for embeddings (recall by meaning); None recalls by words alone.

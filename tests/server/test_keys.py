@@ -161,7 +161,7 @@ async def test_list_shows_everything_but_secrets(database: Database, capsys: pyt
     heading, first, second = said.out.splitlines()
     assert heading.split() == ["key", "id", "tenant", "user", "admin", "limits", "created", "revoked", "name"]
     assert re.split(r" {2,}", first) == [
-        ada.key_id, "acme", "ada", "yes", "2 runs", "2026-11-22T12:00:00", "no", "laptop",
+        ada.key_id, "acme", "ada", "yes", "2 runs at once", "2026-11-22T12:00:00", "no", "laptop",
     ]  # fmt: skip
     assert re.split(r" {2,}", second) == [
         bob.key_id, "acme", "bob", "no", "no limits", "2026-11-23T08:30:00", "2026-11-23T08:30:00",

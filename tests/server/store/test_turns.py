@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from engine.events import Usage
 from engine.provider import Message
@@ -224,3 +225,17 @@ async def test_an_answer_is_dropped_before_and_after_its_run_ends(database: Data
         assert run is not None
         assert (run.status, run.response, run.output_tokens) == ("done", None, 5)
     assert await database.read(count_messages, SCOPE, "session") == 4, "what was said stays in the session"
+
+
+async def test_a_session_that_is_deleted_just_as_its_turns_are_kept(database: Database) -> None:
+    for round_ in range(10):
+        run_ids = [f"run-{round_}-{number}" for number in range(3)]
+        for run_id in run_ids:
+            await database.write(begin_turn, SCOPE, "session", run_id, None, said("hello"), at(1))
+        async with trio.open_nursery() as nursery:
+            for run_id in run_ids:
+                nursery.start_soon(database.write, save_turn, turn(run_id, answer("hi")), at(2))
+            nursery.start_soon(database.write, delete_session, SCOPE, "session")
+        runs = [await database.read(find_run, run_id) for run_id in run_ids]
+        assert [run and (run.status, run.response) for run in runs] == [("done", None)] * 3
+        assert await database.read(count_messages, SCOPE, None) == 0
