@@ -335,3 +335,16 @@ async def test_the_id_of_a_forgotten_run_is_410(autojump_clock: MockClock) -> No
         gone = await post(world, key=None, headers={"Last-Event-ID": f"{run_id}.1"})
         assert_refused(gone, 410, "GONE")
         assert provider.asked == 1
+
+
+async def test_the_order_of_a_bodys_fields_does_not_matter(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        provider = add_agent(world)
+        for content in (
+            b'{"message":"hi","metadata":{"a":1,"b":{"c":2,"d":3}}}',
+            b'{"metadata":{"b":{"d":3,"c":2},"a":1}, "message":"hi", "on_disconnect":"grace"}',
+        ):
+            headers = {"Idempotency-Key": "once", "Content-Type": "application/json"}
+            response = await world.client.post(f"{API}{STREAM}", content=content, headers=headers)
+            assert response.status_code == 200
+        assert provider.asked == 1

@@ -128,6 +128,7 @@ async def test_what_is_new_of_all_runs_is_written_together_within_250_ms(autojum
         count = len(database.writes)
         await trio.sleep(100)
         assert len(database.writes) == count
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline > 100
 
 
 async def test_an_event_is_stored_at_most_250_ms_after_it_came(autojump_clock: MockClock) -> None:
