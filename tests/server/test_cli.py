@@ -114,7 +114,8 @@ def test_serve_has_its_defaults(served: Served) -> None:
 
 def test_serve_takes_every_option(served: Served) -> None:
     lumos("serve", "--host", "::1", "--port", "0", "--agents", "a.toml", "--resume-grace", "0", "--drain", "1.5",
-          "--retention", "60", "--keep-runs", "0.5", "--database-url", "postgresql://here/db", "--cors-origin", "https://a", "--cors-origin", "https://b",
+          "--retention", "60", "--keep-runs", "0.5", "--database-url", "postgresql://here/db",
+          "--cors-origin", "https://a", "--cors-origin", "https://b",
           "--allow-provider-host", "h:1", "--allow-key-variable", "KEY")  # fmt: skip
     assert served.settings == SETTINGS
 

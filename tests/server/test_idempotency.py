@@ -271,6 +271,16 @@ async def test_a_run_that_another_process_is_just_starting_is_409(autojump_clock
 # Last-Event-ID on a POST
 
 
+async def test_a_whole_answer_is_whole_whatever_events_the_client_has(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        add_agent(world)
+        run = find_run(world, await post(world))
+        for after in (0, 1, run.log.last_seq - 1, run.log.last_seq):
+            headers = {"Last-Event-ID": f"{run.id}.{after}"}
+            response = await post(world, CHAT, key=None, headers=headers)
+            assert response.json()["data"]["content"] == run.response
+
+
 @pytest.mark.parametrize("path", ROUTES)
 async def test_a_post_with_the_id_of_a_live_run_resumes_it_and_starts_none(
     path: str, autojump_clock: MockClock
