@@ -123,6 +123,8 @@ async def test_another_body_with_the_key_is_422(autojump_clock: MockClock) -> No
             refusal = await post(world, json=json)
             assert_refused(refusal, 422, "IDEMPOTENCY_KEY_REUSED")
             assert refusal.json()["details"] == {"run_id": run.id}
+            resuming = await post(world, json=json, headers={"Last-Event-ID": f"{run.id}.1"})
+            assert_refused(resuming, 422, "IDEMPOTENCY_KEY_REUSED")
         assert (await post(world, json={"on_disconnect": "continue", "message": "hi"})).status_code == 200
         assert provider.asked == 1
 
