@@ -19,7 +19,8 @@ from engine import LogEntry, Run
 from providers.sse import SSEParser
 from server.api_batch import MAX_REQUESTS, START_SECONDS
 from server.batch_log import MARK_EVERY, READ_BYTES, Batch, BatchedRun, BatchLog, BatchStarted, MergedOrder
-from server.principal import KeyLimits
+from server.batches import BatchDirectory
+from server.principal import KeyLimits, Principal
 from server.sse import HEARTBEAT_SECONDS
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world, open_world
@@ -334,6 +335,34 @@ async def test_an_unknown_batch_is_not_there(autojump_clock: MockClock) -> None:
         for path in ("", "/events"):
             assert (await world.client.get(f"{BATCH}/{'A' * 22}{path}")).status_code == 404
         assert (await world.client.post(f"{BATCH}/{'A' * 22}/stop")).status_code == 404
+
+
+async def test_batches_whose_events_are_gone_make_room_then_the_oldest(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        directory = BatchDirectory(world.supervisor, max_batches=10)
+
+        def add(name: str, *runs: Run) -> None:
+            started = BatchStarted(name, "now", tuple(BatchedRun(0, run.id, "a", "s") for run in runs))
+            directory.add(Batch(name, ("t", "u"), started), list(runs))
+
+        def names() -> list[str]:
+            caller = Principal(tenant_id="t", user_id="u")
+            return [name for name in ("gone", *map(str, range(20))) if directory.find(name, caller)]
+
+        add("0")
+        two(world)
+        (run, *_) = runs_of(world, await whole_batch(world, ask("left")))
+        add("gone", run)
+        world.supervisor.forget(run)
+        for number in range(1, 9):
+            add(str(number))
+        assert names() == ["gone", *map(str, range(9))]
+        add("9")
+        assert names() == [str(number) for number in range(1, 10)], "one more than had to go: a tenth is free"
+        for number in range(10, 20):
+            add(str(number))
+            assert len(directory) <= 10
+        assert names()[-9:] == [str(number) for number in range(11, 20)]
 
 
 # Stopped

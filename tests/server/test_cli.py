@@ -44,6 +44,8 @@ SETTINGS = ServerSettings(
     port=0,
     agents_file=Path("a.toml"),
     resume_grace=0,
+    retention=60,
+    keep_runs_days=0.5,
     drain=1.5,
     database_url="postgresql://here/db",
     cors_origins=("https://a", "https://b"),
@@ -114,7 +116,8 @@ def test_serve_has_its_defaults(served: Served) -> None:
 
 def test_serve_takes_every_option(served: Served) -> None:
     lumos("serve", "--host", "::1", "--port", "0", "--agents", "a.toml", "--resume-grace", "0", "--drain", "1.5",
-          "--database-url", "postgresql://here/db", "--cors-origin", "https://a", "--cors-origin", "https://b",
+          "--retention", "60", "--keep-runs", "0.5", "--database-url", "postgresql://here/db",
+          "--cors-origin", "https://a", "--cors-origin", "https://b",
           "--allow-provider-host", "h:1", "--allow-key-variable", "KEY", "--otel",
           "--allow-tool", "files.*", "--allow-tool", "weather")  # fmt: skip
     assert served.settings == SETTINGS
@@ -127,6 +130,8 @@ def test_serve_takes_every_option_from_the_environment(served: Served) -> None:
         "LUMOS_AGENTS": "a.toml",
         "LUMOS_LOG_LEVEL": "WARNING",
         "LUMOS_RESUME_GRACE": "0",
+        "LUMOS_RETENTION": "60",
+        "LUMOS_KEEP_RUNS": "0.5",
         "LUMOS_DRAIN": "1.5",
         "LUMOS_DATABASE_URL": "postgresql://here/db",
         "LUMOS_CORS_ORIGIN": "https://a https://b",

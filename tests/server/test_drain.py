@@ -24,8 +24,8 @@ from tests.harness.recordings import steady_recording, step_recording
 from tests.server.test_compose import LONG, STEADY, LiveAnswer, Site, assert_ends_with_draining, site
 
 DRAIN = 0.5
-MOST = DRAIN + ServingLimits().closing + CLEANUP_SECONDS + 1.0
-"""What a shutdown may take, with a second for the process itself."""
+MOST = DRAIN + ServingLimits().closing + CLEANUP_SECONDS + 5.0
+"""What a shutdown may take, with some seconds for the process itself on a busy machine."""
 
 MCP_EXAMPLE = Path(__file__).parent / "mcp_example.py"
 
@@ -112,7 +112,7 @@ async def read_tool_call(answer: LiveAnswer) -> None:
 async def test_a_tool_that_does_not_end_holds_nothing(name: str, signals: int, tmp_path: Path) -> None:
     calls = step_recording(ToolCallPiece(0, "c1", name, "{}"), first=0.1, last=0.1)
     drain = DRAIN if signals == 1 else 60
-    most = MOST if signals == 1 else HURRY_SECONDS + 1.0
+    most = MOST if signals == 1 else HURRY_SECONDS + 3.0
     async with (
         site(tmp_path, "--drain", str(drain), recording=calls, agents=agent_with(*TOOLS)) as lumos,
         lumos.open_chat("other") as answer,

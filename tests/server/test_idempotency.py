@@ -123,6 +123,8 @@ async def test_another_body_with_the_key_is_422(autojump_clock: MockClock) -> No
             refusal = await post(world, json=json)
             assert_refused(refusal, 422, "IDEMPOTENCY_KEY_REUSED")
             assert refusal.json()["details"] == {"run_id": run.id}
+            resuming = await post(world, json=json, headers={"Last-Event-ID": f"{run.id}.1"})
+            assert_refused(resuming, 422, "IDEMPOTENCY_KEY_REUSED")
         assert (await post(world, json={"on_disconnect": "continue", "message": "hi"})).status_code == 200
         assert provider.asked == 1
 
@@ -271,6 +273,16 @@ async def test_a_run_that_another_process_is_just_starting_is_409(autojump_clock
 # Last-Event-ID on a POST
 
 
+async def test_a_whole_answer_is_whole_whatever_events_the_client_has(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        add_agent(world)
+        run = find_run(world, await post(world))
+        for after in (0, 1, run.log.last_seq - 1, run.log.last_seq):
+            headers = {"Last-Event-ID": f"{run.id}.{after}"}
+            response = await post(world, CHAT, key=None, headers=headers)
+            assert response.json()["data"]["content"] == run.response
+
+
 @pytest.mark.parametrize("path", ROUTES)
 async def test_a_post_with_the_id_of_a_live_run_resumes_it_and_starts_none(
     path: str, autojump_clock: MockClock
@@ -334,4 +346,17 @@ async def test_the_id_of_a_forgotten_run_is_410(autojump_clock: MockClock) -> No
         await Caller(world).gone("DELETE", f"/runs/{run_id}")
         gone = await post(world, key=None, headers={"Last-Event-ID": f"{run_id}.1"})
         assert_refused(gone, 410, "GONE")
+        assert provider.asked == 1
+
+
+async def test_the_order_of_a_bodys_fields_does_not_matter(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        provider = add_agent(world)
+        for content in (
+            b'{"message":"hi","metadata":{"a":1,"b":{"c":2,"d":3}}}',
+            b'{"metadata":{"b":{"d":3,"c":2},"a":1}, "message":"hi", "on_disconnect":"grace"}',
+        ):
+            headers = {"Idempotency-Key": "once", "Content-Type": "application/json"}
+            response = await world.client.post(f"{API}{STREAM}", content=content, headers=headers)
+            assert response.status_code == 200
         assert provider.asked == 1

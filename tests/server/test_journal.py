@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 import structlog.testing
 import trio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 from trio.testing import MockClock
 
 from engine import RetentionLimits, Run, RunSupervisor
@@ -19,7 +20,7 @@ from server.log_followers import LogFollowers
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from server.store.run_events import page_of_events
-from server.store.schema import storable
+from server.store.schema import runs, storable
 from server.store.turns import find_run
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
@@ -128,6 +129,7 @@ async def test_what_is_new_of_all_runs_is_written_together_within_250_ms(autojum
         count = len(database.writes)
         await trio.sleep(100)
         assert len(database.writes) == count
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline > 100
 
 
 async def test_an_event_is_stored_at_most_250_ms_after_it_came(autojump_clock: MockClock) -> None:
@@ -406,14 +408,23 @@ async def test_a_whole_answer_after_memory_has_dropped_its_run(autojump_clock: M
         assert await caller.data("POST", url, json={"message": "hi"}, headers=headers) == first
 
 
-async def test_the_sweep_drops_what_is_too_old(autojump_clock: MockClock) -> None:
+async def test_the_sweep_drops_what_is_too_old(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.journal.SWEEP_SECONDS", 3600.0)
     database = troubled()
     async with open_keeping_world(database=database, retention=FORGET_AT_ONCE) as world:
         assert world.run_journal is not None
-        world.nursery.start_soon(world.run_journal.sweep, 0.5)
-        run = await start(world)
-        world.nursery.start_soon(read_live, world, run)
-        await trio.sleep(0.4 * 86_400)
-        assert await stored(database, run.id)
-        await trio.sleep(0.599 * 86_400)
-        assert await stored(database, run.id)
+        world.nursery.start_soon(world.run_journal.sweep, 0.25)
+        run = await start(world, ((0, (SENT,)), (1, text("hi"))))
+        await trio.sleep(5 * 3600)
+        assert await read_live(world, run) == frames(run)
+        old = (world.wall_clock() - timedelta(hours=6)).isoformat(timespec="microseconds")
+        await database.write(make_older, run.id, old)
+        await trio.sleep(2 * 3600)
+        assert await stored(database, run.id) == []
+        await Caller(world).refused(410, "GET", f"/runs/{run.id}/events")
+        assert (await Caller(world).data("GET", f"/runs/{run.id}"))["response"] == "hi"
+
+
+def make_older(c: Connection, run_id: str, created_at: str) -> None:
+    """Let the run have begun then."""
+    c.execute(update(runs).where(runs.c.run_id == run_id).values(created_at=created_at))

@@ -58,7 +58,7 @@ async def stream_until_killed(lumos: Site, events: int) -> Seen:
     url = f"{lumos.url}/api/v1/agents/local/chat/lumosai/stream"
     async with lumos.client.stream("POST", url, json=BODY, headers=HEADERS) as response:
         seen.run_id = response.headers["X-Run-Id"]
-        with trio.fail_after(LONG):
+        with trio.fail_after(LONG):  # noqa: ASYNC912 - the body may break off at once
             try:
                 while received := await response.extensions["body"].receive():
                     seen.feed(received)

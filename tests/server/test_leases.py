@@ -115,9 +115,8 @@ async def _stand_still(scene: Scene, worker: Worker, monkeypatch: pytest.MonkeyP
     """Until others have taken the worker for dead: nothing of it reaches Redis."""
     name = worker.shared.worker
 
-    async def nothing(*_: object, **__: object) -> list[object]:
+    async def nothing(*_: object, **__: object) -> None:
         await trio.sleep_forever()
-        return []
 
     with monkeypatch.context() as patch:
         patch.setattr(worker.shared._link, "ask_all", nothing)
@@ -160,3 +159,23 @@ async def test_workers_that_live_are_never_taken_for_dead(redis_server: RedisSer
         assert {one.shared.worker, two.shared.worker} == names
         assert not run.log.ended
         assert not (await two.find(run.id)).log.ended
+
+
+async def test_a_worker_whose_heart_stands_still_can_write_nothing_more(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is connected, and has not noticed that it was taken for dead: what it writes is refused."""
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script = Script()
+        run = await _run_that_said(one, two, "before", script=script)
+        monkeypatch.setattr(one.shared._leases, "beat", trio.sleep_forever)
+        remote = await two.find(run.id)
+        entries = await read_to_end(remote.log)
+        assert isinstance(entries[-1].event, Error)
+        script.say("too late")
+        await read_to_end(run.log)
+        assert isinstance(run.log.terminal, Error)
+        assert run.log.terminal.code == "worker_lost"
+        raw = await two.shared._link.ask("XRANGE", f"lumos:{{{run.id}}}:events", "-", "+")
+        assert [int(entry[0].partition(b"-")[0]) for entry in raw] == [entry.seq for entry in entries]

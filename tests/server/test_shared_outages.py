@@ -197,3 +197,19 @@ async def test_over_http_a_reader_elsewhere_gets_a_broken_transport_and_then_503
         assert all_read.status_code == 204
         assert "Traceback" not in caplog.text
         nursery.cancel_scope.cancel()
+
+
+async def test_what_redis_has_lost_of_a_run_under_way_is_written_again(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script, run = await _both(one, two)
+        script.say("before ")
+        log = (await two.find(run.id)).log
+        with log.attached():
+            await read_until(log, lambda entries: said(entries) == "before ")
+            await two.shared._link.ask("DEL", f"lumos:{{{run.id}}}:events")
+            script.say("after")
+            script.end()
+            assert frames(await read_to_end(log)) == frames(run.log.entries())
+        three = await scene.worker("three")
+        assert frames(await read_to_end((await three.find(run.id)).log)) == frames(run.log.entries())

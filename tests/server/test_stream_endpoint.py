@@ -493,7 +493,8 @@ async def test_health_is_live_and_ready(autojump_clock: MockClock) -> None:
             live = await world.client.get(f"{BASE}/health/live")
             ready = await world.client.get(f"{BASE}/health/ready")
         assert (live.status_code, live.json()) == (200, {"status": "ok"})
-        assert (ready.status_code, ready.json()) == (200, {"status": "ok", "active_runs": 1})
+        running = {"status": "ok", "active_runs": 1, "queued_runs": 0, "saturated": False, "shared_log": None}
+        assert (ready.status_code, ready.json()) == (200, running)
 
 
 @pytest.mark.parametrize("url", [STREAM_URL, WHOLE_URL, SIMULATED_URL])
