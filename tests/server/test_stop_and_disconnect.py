@@ -15,8 +15,8 @@ from engine import AgentStopped, Run, ToolUse
 from engine.function_tool import tool
 from engine.memory import MemoryUse, Owner
 from server.memory import MemoryStore, StoredMemory
-from server.store.rows import Scope
 from server.store.history import list_messages
+from server.store.rows import Scope
 from server.store.turns import find_run
 from tests.engine.scripted import SENT, Line, ScriptedProvider, StepwiseProvider, calling, saying, text
 from tests.harness.world import World, open_keeping_world, open_world

@@ -8,6 +8,7 @@ import pytest
 from engine import Error, GenerationComplete, Usage
 from engine.events import AgentStarted, Event, TerminalEvent, TextDelta, UsageUpdate
 from server.store.database import Database
+from server.store.history import delete_session, list_messages
 from server.store.idempotency import KeyClaim, claim_key, find_claim, release_key
 from server.store.interrupted import end_run, interrupt_runs
 from server.store.run_events import (
@@ -22,7 +23,6 @@ from server.store.run_events import (
     page_of_events,
     sweep_events,
 )
-from server.store.history import delete_session, list_messages
 from server.store.turns import begin_run, begin_turn, find_run, save_turn
 from tests.server.store.scene import SCOPE, answer, at, have_turn, said, turn
 
