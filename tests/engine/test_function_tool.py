@@ -245,6 +245,9 @@ class Opaque:
     def __str__(self) -> str:
         return "opaque"
 
+    def __repr__(self) -> str:
+        return "Opaque()"
+
 
 CYCLE: list[Any] = []
 CYCLE.append(CYCLE)
