@@ -67,7 +67,7 @@ def test_its_schemas_are_json_schemas_and_its_examples_fit() -> None:
 def test_streams_are_described_by_the_events() -> None:
     document = description(True)
     streams = [route for route in ROUTES if route.answer is STREAM]
-    assert len(streams) == 3
+    assert len(streams) == 6
     for route in streams:
         content = document["paths"][route.path][route.method.lower()]["responses"]["200"]["content"]
         data = content["text/event-stream"]["schema"]["properties"]["data"]
