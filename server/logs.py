@@ -114,7 +114,7 @@ def configure_logging(level: str) -> None:
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # there are few lines, and who configures again is to be heard
     )
     handler = logging.StreamHandler(output)
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta

@@ -252,8 +252,6 @@ def test_fallbacks_and_embeddings_are_checked_and_named() -> None:
     replace = msgspec.structs.replace
     chain = replace(fine, fallbacks=(fine, bad))
     assert field_of(replace(record, llm_config=chain)) == "llm_config.fallbacks[1].base_url"
-    nested = replace(fine, fallbacks=(replace(fine, fallbacks=(bad,)),))
-    assert field_of(replace(record, llm_config=nested)) == "llm_config.fallbacks[0].fallbacks[0].base_url"
     assert field_of(replace(record, memory=MemorySettings(embeddings=bad))) == "memory.embeddings.base_url"
     check_record(replace(record, memory=MemorySettings(embeddings=chain)), LOCAL_USER, NOTHING, {})
 
