@@ -111,6 +111,15 @@ async def test_what_was_said_is_kept_even_where_no_message_has_it(database: Data
     assert [(message.content, message.partial) for message in shown] == [("hello", False), ("I was about", True)]
 
 
+async def test_what_no_database_takes_is_replaced_in_the_answer_too(database: Database) -> None:
+    await have_turn(database, "odd", "hi", (answer("a\0b\ud83dc"),))
+    run = await database.read(find_run, "odd")
+    assert run is not None
+    assert (run.status, run.response) == ("done", "a\N{REPLACEMENT CHARACTER}b?c")
+    (_, said) = await database.read(list_messages, SCOPE, "session", 10, 0)
+    assert said.content == run.response
+
+
 async def test_runs_that_a_dead_process_left_are_interrupted(database: Database) -> None:
     await database.write(begin_turn, SCOPE, "session", "left", None, said("one"), at(1))
     await database.write(begin_turn, SCOPE, "session", "new", None, said("two"), at(5))
