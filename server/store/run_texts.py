@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, case, update
+from sqlalchemy import ColumnElement, Connection, case, literal, update
 
 from .schema import runs
 
@@ -22,4 +22,5 @@ def drop_response(c: Connection, run_id: str) -> None:
 
 def kept_response(response: str) -> ColumnElement[str | None]:
     """What the row of a run that ends gets: its answer, unless that was dropped before."""
-    return case((runs.c.response.is_(None), response), else_=None)
+    cleaned = literal(response, runs.c.response.type)  # else NUL would get past ``CleanText``
+    return case((runs.c.response.is_(None), cleaned), else_=None)
