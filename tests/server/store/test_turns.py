@@ -120,22 +120,6 @@ async def test_what_no_database_takes_is_replaced_in_the_answer_too(database: Da
     assert said.content == run.response
 
 
-async def test_runs_that_a_dead_process_left_are_interrupted(database: Database) -> None:
-    await database.write(begin_turn, SCOPE, "session", "left", None, said("one"), at(1))
-    await database.write(begin_turn, SCOPE, "session", "new", None, said("two"), at(5))
-    await have_turn(database, "ended", "three", second=1)
-    assert await database.write(interrupt_runs, at(9), at(5)) == 1
-    assert await database.write(interrupt_runs, at(9), at(5)) == 0
-    left, new, ended = [await database.read(find_run, run_id) for run_id in ("left", "new", "ended")]
-    assert left is not None
-    assert (left.status, left.error_code, left.ended_at) == ("error", "interrupted", at(9))
-    assert new is not None
-    assert new.status == "running"
-    assert ended is not None
-    assert ended.status == "done"
-    assert not await database.write(save_turn, turn("left", answer("too late")), at(10))
-
-
 async def test_tokens_are_counted_by_key_and_end(database: Database) -> None:
     big = Usage(input_tokens=3_000_000_000, output_tokens=1)
     await have_turn(database, "a", "x", key_id="key", second=1, usage=big)
