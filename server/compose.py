@@ -37,6 +37,7 @@ from .serving import ServingLimits, serve
 from .sockets import SocketListener, listen_tcp
 from .store.database import Database
 from .store.keys import any_keys
+from .store.times import time_text
 from .store.turns import interrupt_runs
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
@@ -183,7 +184,7 @@ def _listen(settings: ServerSettings, keyed: bool) -> list[SocketListener]:
 
 def _end_runs_of_the_dead(c: Connection) -> None:
     """Runs that a server left under way when it died: no other is there, so nobody goes on with them."""
-    now = utc_now().isoformat(timespec="microseconds")
+    now = time_text(utc_now())
     if interrupted := interrupt_runs(c, now, started_before=now):
         _logger.warning("runs.interrupted", runs=interrupted)
 
