@@ -143,7 +143,7 @@ def whole_answer(run: Run) -> WholeAnswer:
                 content=run.response,
                 memories_updated=run.memory_updates > 0,
                 memories_count=run.memory_updates,
-                processing_time_ms=round(run.elapsed * 1000, 3),
+                processing_time_ms=run.elapsed_ms,
                 run_id=run.id,
                 usage=run.usage,
                 finish_reason="stopped" if isinstance(ended, AgentStopped) else ended.finish_reason,

@@ -146,8 +146,8 @@ def run_view(run: Run) -> RunView:
         status="running" if terminal is None else terminal.__struct_config__.tag,  # type: ignore[arg-type]
         last_seq=run.log.last_seq,
         response=run.response,
-        elapsed_ms=round(run.elapsed * 1000, 3),
-        ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
+        elapsed_ms=run.elapsed_ms,
+        ttfb_ms=run.ttfb_ms,
         usage=run.usage,
         terminal=terminal,
     )
