@@ -24,7 +24,7 @@ from .memory import Memory, TurnRecord, TurnStatus
 from .observer import RunObserver, SilentObserver
 from .pieces import FinishReason
 from .spec import RunSpec
-from .trace import Span, Tracer
+from .trace import Span, Tracer, milliseconds
 
 FIRST_READER_SECONDS = 5.0
 """How long a new run waits for its first reader, whatever its grace: the request that started it may die in between."""
@@ -98,6 +98,16 @@ class Run:
         return (trio.current_time() if self.ended_at is None else self.ended_at) - self.started_at
 
     @property
+    def ttfb_ms(self) -> float | None:
+        """``ttfb`` in milliseconds, as events and views tell of it."""
+        return None if self.ttfb is None else milliseconds(self.ttfb)
+
+    @property
+    def elapsed_ms(self) -> float:
+        """``elapsed`` in milliseconds, as events and views tell of it."""
+        return milliseconds(self.elapsed)
+
+    @property
     def response(self) -> str:
         """The answer's text so far; of an ended run, its terminal event's."""
         terminal = self.log.terminal
@@ -148,8 +158,8 @@ class Run:
         self._terminal = done = GenerationComplete(
             self.response,
             self._loop.steps,
-            elapsed_ms=_milliseconds(self.elapsed),
-            ttfb_ms=None if self.ttfb is None else _milliseconds(self.ttfb),
+            elapsed_ms=self.elapsed_ms,
+            ttfb_ms=self.ttfb_ms,
             usage=self.usage,
             finish_reason=finish_reason,
         )
@@ -165,7 +175,7 @@ class Run:
             with trio.move_on_after(GUESTS_CLEANUP_SECONDS, shield=True):
                 await guests.wait_gone()
         error = self._terminal.code if isinstance(self._terminal, Error) else None
-        self._tracer.end(span, error, steps=self._loop.steps, ttfb_ms=self.ttfb and _milliseconds(self.ttfb))
+        self._tracer.end(span, error, steps=self._loop.steps, ttfb_ms=self.ttfb_ms)
         self._emitter.forget()
         del self._loop  # with all that it asked and was told
         self.spec = self.spec.emptied()
@@ -258,8 +268,8 @@ class Run:
             response=terminal.response,
             usage=terminal.usage,
             total_steps=self._loop.steps,
-            elapsed_ms=_milliseconds(self.elapsed),
-            ttfb_ms=None if self.ttfb is None else _milliseconds(self.ttfb),
+            elapsed_ms=self.elapsed_ms,
+            ttfb_ms=self.ttfb_ms,
             error_code=terminal.code if isinstance(terminal, Error) else None,
             reason=terminal.reason if isinstance(terminal, AgentStopped) else None,
         )
@@ -267,7 +277,3 @@ class Run:
 
 _INTERNAL_TEXT = "internal error"
 _STATUSES: dict[type[TerminalEvent], TurnStatus] = {GenerationComplete: "done", Error: "error", AgentStopped: "stop"}
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)

@@ -293,8 +293,8 @@ def _node(span: Span, run_started_at: float) -> dict[str, Any]:
     return {
         "kind": span.kind,
         "name": span.name,
-        "start_ms": _milliseconds(span.started_at - run_started_at),
-        "duration_ms": None if ended_at is None else _milliseconds(ended_at - span.started_at),
+        "start_ms": milliseconds(span.started_at - run_started_at),
+        "duration_ms": None if ended_at is None else milliseconds(ended_at - span.started_at),
         "error": span.error,
         "attributes": dict(span.attributes),
         "children": [],
@@ -313,5 +313,6 @@ def _kind_stats(spans: Iterable[Span]) -> KindStats:
     )
 
 
-def _milliseconds(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
+    """Seconds as milliseconds, to the microsecond."""
     return round(seconds * 1000, 3)

@@ -80,9 +80,9 @@ async def list_agents(call: Call[None, PageQuery]) -> Page[AgentView | AgentSumm
     """The agents that the caller may use."""
     query, directory = call.query, call.services.directory
     if directory is None:
-        return Page(items=[], total=0, limit=query.limit, offset=query.offset)
+        return query.page([], 0)
     found, total = await or_unavailable(directory.list, call.caller, query.limit, query.offset)
-    return Page(items=[_shown(call, agent) for agent in found], total=total, limit=query.limit, offset=query.offset)
+    return query.page([_shown(call, agent) for agent in found], total)
 
 
 async def get_agent(call: Call[None, None]) -> Reply:

@@ -44,7 +44,7 @@ async def get_history(call: Call[None, HistoryQuery]) -> Page[StoredMessage]:
     """What was said, the newest last."""
     query = call.query
     items, total = await call.services.read(_messages, await find_scope(call, query.user_id), query)
-    return Page(items=items, total=total, limit=query.limit, offset=query.offset)
+    return query.page(items, total)
 
 
 def _messages(connection: Connection, scope: Scope, query: HistoryQuery) -> tuple[list[StoredMessage], int]:
@@ -56,7 +56,7 @@ async def list_sessions(call: Call[None, SessionsQuery]) -> Page[StoredSession]:
     """The sessions, the one used last first."""
     query = call.query
     items, total = await call.services.read(_sessions, await find_scope(call, query.user_id), query)
-    return Page(items=items, total=total, limit=query.limit, offset=query.offset)
+    return query.page(items, total)
 
 
 def _sessions(connection: Connection, scope: Scope, query: SessionsQuery) -> tuple[list[StoredSession], int]:

@@ -111,7 +111,7 @@ async def list_memories(call: Call[None, MemoriesQuery]) -> Page[StoredMemory]:
     query = call.query
     scope = await find_scope(call, query.user_id)
     items, total = await call.services.read(_page, scope, query)
-    return Page(items=items, total=total, limit=query.limit, offset=query.offset)
+    return query.page(items, total)
 
 
 def _page(connection: Connection, scope: Scope, query: MemoriesQuery) -> tuple[list[StoredMemory], int]:

@@ -46,6 +46,7 @@ from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.interrupted import end_run, interrupt_runs
 from .store.keys import any_keys
+from .store.times import time_text
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 from .unsaved_turns import UnsavedTurns
@@ -251,14 +252,14 @@ async def _flush(unsaved: UnsavedTurns, journal: Journal) -> None:
 
 def _end_runs_of_the_dead(c: Connection) -> None:
     """Runs that a server left under way when it died: no other is there, so nobody goes on with them."""
-    now = utc_now().isoformat(timespec="microseconds")
+    now = time_text(utc_now())
     if interrupted := interrupt_runs(c, now):
         _logger.warning("runs.interrupted", runs=interrupted)
 
 
 async def _end_lost_run(database: Database, run_id: str) -> None:
     """What the store has of a run whose worker died gets its end too."""
-    now = utc_now().isoformat(timespec="microseconds")
+    now = time_text(utc_now())
     try:
         await database.write(end_run, run_id, "worker_lost", now)
     except StoreUnavailableError as error:

@@ -27,6 +27,7 @@ from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.idempotency import KeyClaim, claim_key, find_claim, release_key
 from .store.rows import Scope
+from .store.times import time_text
 
 KEY = r"[\x21-\x7e]{1,255}"
 STARTING_SECONDS = 60.0
@@ -139,7 +140,7 @@ class IdempotencyKeys:
     def _is_young(self, claim: KeyClaim) -> bool:
         """Whether the claim's run may be just about to start."""
         oldest = self._clock() - timedelta(seconds=STARTING_SECONDS)
-        return claim.created_at > oldest.isoformat(timespec="microseconds")
+        return claim.created_at > time_text(oldest)
 
     @asynccontextmanager
     async def _turn(self, place: Place) -> AsyncIterator[None]:
@@ -154,7 +155,7 @@ class IdempotencyKeys:
                 del self._turns[place]
 
     def _now(self) -> str:
-        return self._clock().isoformat(timespec="microseconds")
+        return time_text(self._clock())
 
 
 class _Turn:

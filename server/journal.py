@@ -23,6 +23,7 @@ from .log_followers import may_follow
 from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.run_events import NewEvents, add_events, forget_events, sweep_events
+from .store.times import time_text
 from .store.turns import save_turn
 
 BATCH_SECONDS = 0.2
@@ -157,7 +158,7 @@ class Journal:
     async def sweep(self, keep_days: float) -> None:
         """Drop events that are older, now and daily, for as long as it is not cancelled."""
         while True:
-            before = (self._wall_clock() - timedelta(days=keep_days)).isoformat(timespec="microseconds")
+            before = time_text(self._wall_clock() - timedelta(days=keep_days))
             swept = 0
             try:
                 while some := await self._database.write(sweep_events, before):
@@ -188,7 +189,7 @@ class Journal:
             return True
 
     async def _write(self, parts: Sequence[_Part]) -> None:
-        now = self._wall_clock().isoformat(timespec="microseconds")
+        now = time_text(self._wall_clock())
         if parts:
             await self._database.write(_store, parts, now)
         for part in parts:
@@ -289,8 +290,8 @@ def _turn_record(run: Run) -> TurnRecord:
         response=terminal.response,
         usage=terminal.usage,
         total_steps=terminal.total_steps if isinstance(terminal, GenerationComplete) else 0,
-        elapsed_ms=round(run.elapsed * 1000, 3),
-        ttfb_ms=None if run.ttfb is None else round(run.ttfb * 1000, 3),
+        elapsed_ms=run.elapsed_ms,
+        ttfb_ms=run.ttfb_ms,
         error_code=terminal.code if isinstance(terminal, Error) else None,
         reason=terminal.reason if isinstance(terminal, AgentStopped) else None,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .cli_support import database_option, give_up, option, run
+from .store.times import time_text
 
 if TYPE_CHECKING:
     from .store.database import Database
@@ -114,4 +115,4 @@ def _require_database(url: str) -> None:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    return time_text(datetime.datetime.now(datetime.UTC))

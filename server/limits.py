@@ -22,6 +22,7 @@ from engine.run import utc_now
 from .availability import ReadableStore, or_unavailable
 from .errors import RETRY_AFTER_SECONDS, ApiError
 from .principal import Principal
+from .store.times import time_text
 from .store.turns import tokens_used_since
 
 WINDOW_SECONDS = 60.0
@@ -142,7 +143,7 @@ class KeyLimiter:
         async with self._reading:
             if key_id not in self._days:
                 start = _midnight(self._wall_clock())
-                since = start.isoformat(timespec="microseconds")
+                since = time_text(start)
                 used = await self._store.read(tokens_used_since, key_id, since)
                 self._days[key_id] = _Day(start, used)
 

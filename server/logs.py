@@ -159,7 +159,7 @@ class RunLogger:
 
     def run_first_token(self, run: Run) -> None:
         """Log the time to the first content piece."""
-        self._logger.info("run.first_token", run_id=run.id, ttfb_ms=_milliseconds(run.ttfb))
+        self._logger.info("run.first_token", run_id=run.id, ttfb_ms=run.ttfb_ms)
 
     def run_ended(self, run: Run) -> None:
         """Log how the run ended, after how long, and how many tokens it gave; a failure is a warning that says why."""
@@ -168,7 +168,7 @@ class RunLogger:
             "run_id": run.id,
             "agent_id": run.spec.agent_id,
             "reason": _reason(run),
-            "elapsed_ms": _milliseconds(run.elapsed),
+            "elapsed_ms": run.elapsed_ms,
             "tokens": usage.output_tokens if usage else 0,
             "tokens_estimated": bool(usage and usage.estimated),
             **_owner(run),
@@ -198,7 +198,3 @@ def _reason(run: Run) -> str:
         case AgentStopped(reason):
             return f"stop:{reason}"
     return "done"
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)

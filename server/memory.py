@@ -25,6 +25,7 @@ from .records import MemorySettings, WorkingMemorySettings
 from .store import history, memories, rows, turns
 from .store.database import Database
 from .store.errors import StoreUnavailableError
+from .store.times import time_text
 from .unsaved_turns import UnsavedTurns
 from .working_memory import patch_document, read_document
 
@@ -61,7 +62,7 @@ class MemoryStore:
 
     def now(self) -> str:
         """The time as the store keeps it."""
-        return self.clock().isoformat(timespec="microseconds")
+        return time_text(self.clock())
 
 
 class StoredMemory:

@@ -23,6 +23,10 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     limit: Annotated[int, Meta(ge=1, le=100)] = 50
     offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] = 0
 
+    def page(self, items: list[ItemT], total: int) -> Page[ItemT]:
+        """The part that was found, of a list with so many items."""
+        return Page(items=items, total=total, limit=self.limit, offset=self.offset)
+
 
 class Page(msgspec.Struct, Generic[ItemT], frozen=True, kw_only=True):
     """Part of a list.

@@ -262,8 +262,8 @@ def _end(run: Run) -> dict[str, str]:
     if run.log.terminal is None:
         return {}
     status = str(run.log.terminal.__struct_config__.tag)
-    ttfb = "" if run.ttfb is None else f"{run.ttfb * 1000:.3f}"
-    return {"status": status, "elapsed_ms": f"{run.elapsed * 1000:.3f}", "ttfb_ms": ttfb}
+    ttfb = "" if run.ttfb_ms is None else f"{run.ttfb_ms:.3f}"
+    return {"status": status, "elapsed_ms": f"{run.elapsed_ms:.3f}", "ttfb_ms": ttfb}
 
 
 def _flat(pairs: Iterable[tuple[str, str]]) -> list[str]:

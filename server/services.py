@@ -27,6 +27,7 @@ from .provider_policy import ProviderPolicy
 from .run_directory import RunDirectory, RunSource
 from .share_links import ShareLinks
 from .store.database import Database
+from .store.times import time_text
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 
@@ -105,7 +106,7 @@ class Services:
 
     def now(self) -> str:
         """The time as the store keeps it."""
-        return self.clock().isoformat(timespec="microseconds")
+        return time_text(self.clock())
 
     async def read(self, query: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """What the query finds in the store.

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, func, insert, inspect, select, text
 from . import version_1, version_2
 from .errors import DatabaseError
 from .schema import schema_version
+from .times import time_text
 
 _LOCK_NUMBER = 0x4C554D4F53  # "LUMOS": any number that nobody else's advisory lock has
 
@@ -80,7 +81,7 @@ def migrate(engine: Engine, migrations: Sequence[Migration] = MIGRATIONS) -> int
                 c.exec_driver_sql(_VERSION_TABLE)
             for statement in following.statements(c.dialect.name):
                 c.exec_driver_sql(statement)
-            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            now = time_text(datetime.now(UTC))
             c.execute(insert(schema_version).values(version=following.version, migrated_at=now))
         applied += 1
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 from math import inf
 from typing import Any
 
-from engine import Error, GenerationComplete, Provider, Run, RunSpec, StepComplete, TextDelta, ToolCallComplete
+import trio
 
-from .scripted import assert_ended_once, events_of, spec_for
+from engine import (
+    Error,
+    FinishPiece,
+    GenerationComplete,
+    Piece,
+    Provider,
+    Run,
+    RunSpec,
+    StepComplete,
+    TextDelta,
+    ToolCallComplete,
+)
+
+from .fake_guests import FakeTool
+from .scripted import Line, StepwiseProvider, assert_ended_once, events_of, saying, spec_for
 
 REFUSED = "not called: no more tools may be called for this answer"
 
@@ -45,3 +59,25 @@ def outcomes_of(run: Run) -> list[tuple[str, str, object]]:
 
 def steps_of(run: Run) -> list[StepComplete]:
     return [event for event in events_of(run.log) if isinstance(event, StepComplete)]
+
+
+async def run_with(tool: FakeTool, *reads: list[Piece], finish: Any = "tool_calls") -> tuple[Run, StepwiseProvider]:
+    """A run whose first step is these reads, whose second answers."""
+    script: list[Line] = [*((0, read) for read in reads), (0, [FinishPiece(finish)])]
+    provider = StepwiseProvider(script, saying("x"))
+    run = Run("run", lasting(provider, tools=[tool]))
+    await run.execute()
+    assert_ended_once(run)
+    return run, provider
+
+
+def start_in(nursery: trio.Nursery, run: Run) -> trio.CancelScope:
+    """Execute the run in a task of the nursery; the scope cancels it from outside."""
+    surrounding = trio.CancelScope()
+
+    async def execute() -> None:
+        with surrounding:
+            await run.execute()
+
+    nursery.start_soon(execute)
+    return surrounding

@@ -26,7 +26,7 @@ from engine.emitter import CLOSING_BYTES
 from engine.events import CalledTool, CallOutcome
 
 from .fake_guests import FakeTool, WritingTraces, fails, holds_until, takes
-from .loop_scene import completed, failed, lasting, outcomes_of, steps_of
+from .loop_scene import completed, failed, lasting, outcomes_of, start_in, steps_of
 from .scripted import (
     FOREVER,
     StepwiseProvider,
@@ -164,14 +164,8 @@ async def test_what_ends_a_run_ends_it_in_its_tools_at_that_instant(autojump_clo
             trace=traces,
         ),
     )
-    surrounding = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-
-        async def execute() -> None:
-            with surrounding:
-                await run.execute()
-
-        nursery.start_soon(execute)
+        surrounding = start_in(nursery, run)
         with run.log.attached():
             await trio.sleep(7.5)
             if how == "stop":

@@ -12,7 +12,6 @@ from trio.testing import MockClock
 from engine import (
     Error,
     Event,
-    FinishPiece,
     GenerationComplete,
     Message,
     Piece,
@@ -27,10 +26,9 @@ from engine.emitter import MAX_DEPTH
 from engine.model_call import UniqueIds, json_object
 
 from .fake_guests import FakeTool, takes
+from .loop_scene import run_with
 from .scripted import (
-    Line,
     StepwiseProvider,
-    assert_ended_once,
     calling,
     events_of,
     saying,
@@ -38,16 +36,6 @@ from .scripted import (
 )
 
 STEP = "step-1"
-
-
-async def run_with(tool: FakeTool, *reads: list[Piece], finish: Any = "tool_calls") -> tuple[Run, StepwiseProvider]:
-    """A run whose first step is these reads, whose second answers."""
-    script: list[Line] = [*((0, read) for read in reads), (0, [FinishPiece(finish)])]
-    provider = StepwiseProvider(script, saying("x"))
-    run = Run("run", spec_for(provider, tools=[tool], resume_grace=inf))
-    await run.execute()
-    assert_ended_once(run)
-    return run, provider
 
 
 def nested(depth: int) -> list[Any]:

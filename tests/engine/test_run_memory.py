@@ -35,6 +35,7 @@ from engine import (
 )
 
 from .fake_guests import FakeMemory, FakeTool, WritingTraces, holds_until, stubborn, takes
+from .loop_scene import start_in
 from .scripted import (
     FOREVER,
     Line,
@@ -150,14 +151,8 @@ async def test_nothing_ends_a_whole_answer_otherwise_while_it_is_kept(autojump_c
     memory = FakeMemory(delays={"save_turn": 2})
     limits = Deadlines(total=2 if how == "total" else 100)
     run = Run("run", keeping(memory, saying("x", at=1), resume_grace=0, deadlines=limits))
-    surrounding = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-
-        async def execute() -> None:
-            with surrounding:
-                await run.execute()
-
-        nursery.start_soon(execute)
+        surrounding = start_in(nursery, run)
         with run.log.attached():
             await trio.sleep(1.5)
             if how == "cancelled":
@@ -234,14 +229,8 @@ async def test_of_a_run_that_broke_off_there_is_what_it_said(autojump_clock: Moc
         deadlines=Deadlines(total=3 if how == "total" else 100),
     )
     run = Run("run", spec)
-    surrounding = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-
-        async def execute() -> None:
-            with surrounding:
-                await run.execute()
-
-        nursery.start_soon(execute)
+        surrounding = start_in(nursery, run)
         with run.log.attached():
             await trio.sleep(3)
             if how == "stop":

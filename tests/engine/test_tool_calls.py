@@ -11,10 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from engine import (
-    FinishPiece,
     GenerationComplete,
     MemoryRefusedError,
-    Piece,
     Run,
     ToolCall,
     ToolCallComplete,
@@ -29,8 +27,8 @@ from engine.guests import describe, tamed
 from engine.tool_calls import bounded
 
 from .fake_guests import Conduct, FakeTool, fails, takes
+from .loop_scene import run_with
 from .scripted import (
-    Line,
     StepwiseProvider,
     assert_ended_once,
     calling,
@@ -40,16 +38,6 @@ from .scripted import (
 )
 
 STEP = "step-1"
-
-
-async def run_with(tool: FakeTool, *reads: list[Piece], finish: Any = "tool_calls") -> tuple[Run, StepwiseProvider]:
-    """A run whose first step is these reads, whose second answers."""
-    script: list[Line] = [*((0, read) for read in reads), (0, [FinishPiece(finish)])]
-    provider = StepwiseProvider(script, saying("x"))
-    run = Run("run", spec_for(provider, tools=[tool], resume_grace=inf))
-    await run.execute()
-    assert_ended_once(run)
-    return run, provider
 
 
 async def result_of(conduct: Conduct, **use: int) -> ToolCallComplete:
