@@ -23,7 +23,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from tests.harness.memory_network import MemoryStream
+from server.testing.memory_network import MemoryStream
 from tests.harness.world import LUMOS, World
 
 SOCKET_PATH = "/api/v1/ws"

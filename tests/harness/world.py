@@ -34,8 +34,8 @@ from server.serving import ServingLimits, serve
 from server.share_links import ShareLinks
 from server.store import keys as key_rows
 from server.store.database import Database
+from server.testing.memory_network import MemoryNetwork
 from server.tool_registry import ToolRegistry
-from tests.harness.memory_network import MemoryNetwork
 from tests.harness.vendor import Act, VendorServer, play_script
 
 LUMOS = ("lumos", 80)

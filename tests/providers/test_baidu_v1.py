@@ -16,7 +16,7 @@ from providers.baidu_v1 import BaiduV1Wire, ernie_request_body
 from providers.http import open_client
 from providers.vendor_errors import error_from_response
 from providers.wire import Endpoint, HttpProvider
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 
 from .conversations import NOW, PICTURE, SCHEMA, WEATHER, conversation, request
 from .scripted_network import ServerEnd, chunk, chunked_head

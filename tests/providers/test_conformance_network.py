@@ -27,7 +27,7 @@ from providers.baidu_v1 import BaiduV1Wire
 from providers.http import open_client
 from providers.network import Connect, TcpConnect
 from providers.wire import Endpoint, HttpProvider
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 
 from .conformance import Outcome, Reading, by_case, by_vendor, decode, is_event_stream, live_frames, meant, strings
 from .scripted_network import ServerEnd, chunk, chunked_head

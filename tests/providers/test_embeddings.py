@@ -21,7 +21,7 @@ from providers.embeddings import EMBEDDING_VENDORS, MAX_ANSWER_BYTES, MAX_BATCH,
 from providers.http import open_client
 from providers.registry import ModelConfig, ProviderConfigError
 from providers.vendors import VENDORS
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 from tests.harness.raw_vendor import RawVendor, answer
 from tests.harness.vendor import Act
 

@@ -19,7 +19,7 @@ from providers.openai_chat import OpenAIChatProvider
 from providers.recorder import Recorder
 from providers.recording import RecordedFailure, RecordedRead, Recording, RecordingError, dumps, load, loads, names
 from providers.replay import ReplayProvider
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 from tests.harness.vendor import PLAIN_STREAM_HEAD, Act, play_script, text_event
 
 PACKAGED = {name: load(name) for name in names()}

@@ -28,7 +28,7 @@ from server.store import keys as key_rows
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from server.store.rows import StoredKey
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 from tests.server.raw_http import RawAnswer, RawClient
 
 NOW = "2026-11-22T12:00:00.000000+00:00"

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import trio
 
-from tests.harness.memory_network import MemoryStream
+from server.testing.memory_network import MemoryStream
 from tests.harness.world import LUMOS, World
 
 CHAT_PATH = "/api/v1/agents/demo/chat/lumosai/stream"

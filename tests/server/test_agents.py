@@ -27,7 +27,7 @@ from server.agents import (
 from server.factory import build_agent
 from server.mcp_tools import McpServerConfig
 from server.records import AgentRecord, MemorySettings, WorkingMemorySettings
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 from tests.server.commands import write_agents
 
 BUILT_IN = [record.id for record in BUILT_IN_AGENTS]

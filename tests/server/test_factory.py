@@ -29,8 +29,8 @@ from server.records import AgentRecord, MemorySettings, WorkingMemorySettings
 from server.store import agents, turns
 from server.store.database import Database
 from server.store.rows import StoredAgent
+from server.testing.memory_network import MemoryNetwork
 from server.tool_registry import ToolNameError, ToolRegistry, UnknownToolError
-from tests.harness.memory_network import MemoryNetwork
 from tests.harness.raw_vendor import RawVendor
 from tests.harness.vendor import Act
 from tests.server.memory_scene import turn

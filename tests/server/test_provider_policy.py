@@ -18,7 +18,7 @@ from server.errors import ApiError
 from server.principal import LOCAL_USER, Principal
 from server.provider_policy import ProviderPolicy, check_llm_config, check_record
 from server.records import AgentRecord, MemorySettings
-from tests.harness.memory_network import MemoryNetwork
+from server.testing.memory_network import MemoryNetwork
 
 ADMIN = Principal(tenant_id="t", user_id="root", key_id="k", admin=True)
 USER = Principal(tenant_id="t", user_id="ada", key_id="k")

@@ -14,8 +14,8 @@ from engine.events import TERMINAL_EVENT_TYPES, Event, encode_frame
 from providers.http import open_client
 from providers.replay import ReplayProvider
 from server.remote import MAX_EVENT_BYTES, RemoteError, remote_run
+from server.testing.memory_network import MemoryNetwork
 from tests.engine.scripted import SENT, ScriptedProvider, text
-from tests.harness.memory_network import MemoryNetwork
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, play_script
 from tests.harness.world import open_keeping_world, open_world

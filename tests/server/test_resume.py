@@ -15,8 +15,8 @@ from engine import Run
 from server.app import API
 from server.simulated import SimulatedBody
 from server.sse import PIECE_BYTES, EventStreamBody
+from server.testing.memory_network import MemoryConnection
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
-from tests.harness.memory_network import MemoryConnection
 from tests.harness.world import LUMOS, STREAM_URL, World, open_world
 
 BASE = "http://lumos"

@@ -25,8 +25,8 @@ from server.app import API, Services, create_app
 from server.requests import BODY_SECONDS
 from server.serving import LINGER_SECONDS, ServingLimits, serve
 from server.sse import EventStreamBody, stream_response
+from server.testing.memory_network import MemoryConnection
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
-from tests.harness.memory_network import MemoryConnection
 from tests.harness.world import LUMOS, World, open_world
 from tests.server.raw_http import (
     CHAT_PATH,

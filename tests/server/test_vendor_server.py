@@ -33,8 +33,8 @@ from providers.recording import RecordedFailure, RecordedRead, Recording, load, 
 from providers.vendors import VENDORS
 from providers.wire import Endpoint, HttpProvider
 from server.serving import serve
+from server.testing.memory_network import MemoryNetwork
 from server.vendor_server import create_vendor_app
-from tests.harness.memory_network import MemoryNetwork
 from tests.harness.recordings import steady_recording
 
 BASE = "http://vendors"

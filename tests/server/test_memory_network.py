@@ -19,7 +19,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from trio.testing import MockClock
 
-from tests.harness.memory_network import MemoryConnection, MemoryNetwork, MemoryStream
+from server.testing.memory_network import MemoryConnection, MemoryNetwork, MemoryStream
 
 
 def make_connection(window: int = 65_536, latency: float = 0.0) -> MemoryConnection:
