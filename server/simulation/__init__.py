@@ -1,1 +1,1 @@
-"""Whole systems on a virtual clock: from one seed a world of clients, servers, vendors and faults, and what must hold."""
+"""Whole systems on a virtual clock: one seed makes clients, servers, vendors, faults."""

@@ -14,7 +14,7 @@ Ending: TypeAlias = Literal["", "whole", "broken", "left"]
 
 @dataclass
 class SeenFrame:
-    """A frame as a reader got it; ``at`` on the world's clock. ``frame`` is from its ``id:`` line (or ``retry:``) on."""
+    """A frame as a reader got it; ``at`` is virtual. ``frame`` is from its ``id:`` line (or ``retry:``) on."""
 
     at: float
     id: str

@@ -1,6 +1,6 @@
 """What happens in a simulated world, as data: drawn from a seed, made smaller by shrinking, pasted into a test.
 
-Times are virtual seconds. Nothing here does anything: ``world`` builds it, ``vendors``, ``tools`` and ``clients`` act it.
+Times are virtual seconds. ``world`` builds it; ``vendors``, ``tools`` and ``clients`` act it.
 """
 
 from __future__ import annotations

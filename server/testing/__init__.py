@@ -1,1 +1,1 @@
-"""What tests of agents use: Lumos's real server on an in-memory network, on a virtual clock. The server never loads it."""
+"""What tests of agents use: Lumos's real server, in memory, on a virtual clock. The server itself never loads it."""
