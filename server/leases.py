@@ -18,7 +18,7 @@ import trio
 from engine import Error, TextDelta, UsageUpdate
 
 from .log_followers import RESERVED_SEQ
-from .redis_link import RedisLink
+from .redis_link import Link
 from .remote_log import decode_event
 from .run_uploads import SharedLimits
 from .shared_scripts import (
@@ -60,7 +60,7 @@ class Leases:
         on_buried: called when others have taken this worker for dead; it goes on under the name that this returns.
     """
 
-    def __init__(self, link: RedisLink, worker: str, limits: SharedLimits) -> None:
+    def __init__(self, link: Link, worker: str, limits: SharedLimits) -> None:
         self._link = link
         self._limits = limits
         self._seen: dict[str, _Seen] = {}

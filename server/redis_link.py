@@ -1,24 +1,18 @@
 """A connection to Redis or Valkey that comes back by itself; everybody's commands share it, in the order they are sent.
 
-There is no pool. coredis 6.9's loses a slot when a task is cancelled while it connects, and a wake-up when one is
-cancelled while it waits; here a task of the link's own connects, and a cancelled caller leaves an answer that nobody
-wants, and nothing else.
+What the connection is made of is behind ``RedisConnection``: a real one needs coredis (``redis_connection``), the
+simulation's is to a Redis in memory (``simulation.memory_link``).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import structlog
 import trio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from coredis.connection import BaseConnection
-from coredis.exceptions import RedisError
-from coredis.pool import ConnectionPool
 
 CONNECT_SECONDS = 5.0
 REPLY_SECONDS = 5.0
@@ -37,7 +31,35 @@ class RedisAwayError(Exception):
     """Redis cannot be reached, or does not do what it is asked (it is full, is loading, is a replica)."""
 
 
-class RedisLink:
+class RedisConnection(Protocol):
+    """One connection, from the attempt to its end."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Connect, say so, and keep the connection; ends when it is lost.
+
+        Raises:
+            RedisAwayError: it cannot be had; or why it was lost. OSError: the same.
+        """
+        ...
+
+    async def ask_all(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Redis's answer to each, all sent at once. A cancelled caller leaves answers that nobody wants.
+
+        Raises:
+            RedisAwayError: there is no answer, or not in time (the connection is given up then), or it is an error.
+        """
+        ...
+
+    def invalidate(self, reason: str) -> None:
+        """Have ``run`` end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is left after ``run``, also if that has failed."""
+        ...
+
+
+class Link:
     """One connection. ``run`` keeps it; whoever starts ``run`` owns it and ends it by cancelling.
 
     Attributes:
@@ -45,19 +67,13 @@ class RedisLink:
         on_changed: called when it comes and goes; synchronous.
     """
 
-    def __init__(self, url: str, role: str) -> None:
-        """``role`` names it in the log.
-
-        Raises:
-            ValueError: the URL is none of Redis's.
-        """
-        check_redis_url(url)
-        self._pool: ConnectionPool[Any] = ConnectionPool.from_url(url, decode_components=True)  # knows URLs
+    def __init__(self, role: str, connect: Callable[[], RedisConnection]) -> None:
+        """``role`` names it in the log; ``connect`` makes what is to be run for each attempt."""
         self._role = role
-        self._connection: BaseConnection | None = None
+        self._connect = connect
+        self._connection: RedisConnection | None = None
         self.went_down_at = trio.current_time()
         self.on_changed: Callable[[], None] = lambda: None
-        logging.getLogger("coredis").setLevel(logging.CRITICAL + 1)  # we tell; it would with a traceback each time
 
     @property
     def up(self) -> bool:
@@ -76,8 +92,8 @@ class RedisLink:
             try:
                 await self._hold(session)
                 lost = "the connection was lost"
-            except* (RedisError, RedisAwayError, OSError, trio.TooSlowError) as errors:
-                lost = _reason(errors)
+            except* (RedisAwayError, OSError, trio.TooSlowError) as errors:
+                lost = reason_of(errors)
             if lost != reason:
                 _logger.warning("redis.away", link=self._role, reason=lost)
             reason = lost
@@ -87,8 +103,7 @@ class RedisLink:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _hold(self, session: Callable[[], Awaitable[None]]) -> None:
-        assert self._pool.location is not None
-        connection: BaseConnection = self._pool.connection_class(self._pool.location, **self._pool.connection_kwargs)
+        connection = self._connect()
 
         async def keep(task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114, ASYNC128 - the connection tells
             await connection.run(task_status=task_status)
@@ -104,9 +119,9 @@ class RedisLink:
                 finally:
                     self._change(None)
         finally:
-            _close_buffers(connection)
+            connection.close()
 
-    def _change(self, connection: BaseConnection | None) -> None:
+    def _change(self, connection: RedisConnection | None) -> None:
         self._connection = connection
         self.went_down_at = trio.current_time() if connection is None else inf
         if connection is not None:
@@ -128,17 +143,25 @@ class RedisLink:
 
     async def ask_all(self, commands: Sequence[Command], seconds: float = REPLY_SECONDS) -> list[Any]:
         """What Redis answers to each, all sent at once. Raises as ``ask``: any may be done then."""
-        connection = self._connection
-        if connection is None:
+        if self._connection is None:
             raise RedisAwayError("there is no connection to Redis")
-        try:
-            requests = [connection.create_request(_name(name), *rest, timeout=seconds) for name, *rest in commands]
-            return [await request for request in requests]
-        except TimeoutError as error:
-            connection.invalidate("Redis does not answer")
-            raise RedisAwayError("Redis does not answer") from error
-        except (RedisError, ReferenceError) as error:
-            raise RedisAwayError(str(error) or type(error).__name__) from error
+        return await self._connection.ask_all(commands, seconds)
+
+
+class RedisLink(Link):
+    """A link to a real Redis or Valkey."""
+
+    def __init__(self, url: str, role: str) -> None:
+        """``role`` names it in the log.
+
+        Raises:
+            ValueError: the URL is none of Redis's.
+            ImportError: coredis is not there.
+        """
+        from .redis_connection import connector  # noqa: PLC0415 - coredis is an extra, and not for other links
+
+        check_redis_url(url)
+        super().__init__(role, connector(url))
 
 
 def check_redis_url(url: str) -> None:
@@ -157,19 +180,8 @@ def check_redis_url(url: str) -> None:
         raise ValueError("the Redis URL must be like redis://host:6379/0, rediss://… or unix:///path")
 
 
-def _name(command: str | bytes | int) -> bytes:
-    return command if isinstance(command, bytes) else str(command).encode()
-
-
-def _close_buffers(connection: BaseConnection) -> None:
-    """What coredis does itself unless connecting has failed; each attempt would leave six warnings behind."""
-    for buffer in vars(connection).values():
-        if isinstance(buffer, MemoryObjectReceiveStream | MemoryObjectSendStream):
-            buffer.close()
-
-
-def _reason(errors: BaseExceptionGroup[Any]) -> str:
-    first: BaseException = errors
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return str(first) or type(first).__name__
+def reason_of(error: BaseException) -> str:
+    """What the first of a group's errors says."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

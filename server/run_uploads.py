@@ -18,7 +18,7 @@ from engine import Run
 from engine.events import data_of
 from engine.log import RunLog
 
-from .redis_link import RedisLink
+from .redis_link import Link
 from .shared_scripts import APPEND, OPEN, events_key, run_key, runs_key
 
 GATHER_SECONDS = 0.05
@@ -82,7 +82,7 @@ class RunUploads:
         on_lost: called with a run that is another worker's by now, because this one was taken for dead.
     """
 
-    def __init__(self, link: RedisLink, worker: str, limits: SharedLimits) -> None:
+    def __init__(self, link: Link, worker: str, limits: SharedLimits) -> None:
         self._link = link
         self._limits = limits
         self._uploads: dict[str, _Upload] = {}

@@ -17,7 +17,7 @@ import trio
 from engine import Owner, Run, RunSupervisor, TextDelta, UsageUpdate
 
 from .leases import Leases
-from .redis_link import LONGEST_PAUSE_SECONDS, Command, RedisAwayError, RedisLink
+from .redis_link import LONGEST_PAUSE_SECONDS, Command, Link, RedisAwayError, RedisLink
 from .remote_log import RemoteLog, RemoteLogs
 from .remote_readers import RemoteReaders
 from .run_directory import GoneError, SourceUnavailableError
@@ -49,16 +49,25 @@ class SharedLog:
     _supervisor: RunSupervisor
     _readers: RemoteReaders
 
-    def __init__(self, url: str, worker_id: str, limits: SharedLimits | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        worker_id: str,
+        limits: SharedLimits | None = None,
+        open_link: Callable[[str, str], Link] = RedisLink,
+    ) -> None:
         """Share runs through the Redis at that URL, whether it is there now or not.
+
+        ``open_link`` gets the URL and what the link is for; it is called once for each of the two links.
 
         Raises:
             ValueError: the URL is none of Redis's.
+            ImportError: coredis is not there.
         """
         self._worker_id = worker_id
         self._limits = limits = limits or SharedLimits()
-        self._link = RedisLink(url, "commands")
-        self._reading_link = RedisLink(url, "events")
+        self._link = open_link(url, "commands")
+        self._reading_link = open_link(url, "events")
         self.worker = self._new_name()
         self.uploads = RunUploads(self._link, self.worker, limits)
         self.uploads.on_lost = self._end_lost
