@@ -73,7 +73,16 @@ class ObservedRun:
 
 @dataclass
 class UpstreamCall:
-    """A request that a vendor got. Times on the world's clock; ``closed_at`` is when the caller's end was closed."""
+    """A request that a vendor got, times on the world's clock.
+
+    Attributes:
+        worker: who asked.
+        content_times: when each piece of content was sent whole.
+        request: its bytes.
+        closed_at: when the caller's end of the connection was closed; None while it is open, and for a request
+            that another one followed on its connection.
+        answered_at: when the last byte of an answer went out that leaves the connection to further requests.
+    """
 
     vendor: int
     number: int
@@ -82,6 +91,7 @@ class UpstreamCall:
     content_times: list[float] = field(default_factory=list)
     request: bytes = b""
     closed_at: float | None = None
+    answered_at: float | None = None
 
 
 @dataclass

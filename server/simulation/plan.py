@@ -114,12 +114,18 @@ class ReplyPlan(Struct, frozen=True, kw_only=True):
 
 
 class AnswerPlan(Struct, frozen=True, kw_only=True):
-    """How one request to a model server is answered. ``where``: 0 to 1 of the body's bytes."""
+    """How one request to a model server is answered.
+
+    Attributes:
+        where: 0 to 1 of the body's bytes.
+        close_delimited: whether the body ends with the connection, and not in chunks.
+    """
 
     reply: ReplyPlan = ReplyPlan()
     fault: UpstreamFault | None = None
     where: float = 0.5
     seconds: float = 1.0
+    close_delimited: bool = False
 
 
 class VendorPlan(Struct, frozen=True, kw_only=True):
