@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import msgspec
 import trio
@@ -16,6 +16,21 @@ from quart_trio import QuartTrio
 
 from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
 from providers.recording import Recording
+from server.testing.vendor_bytes import PLAIN_STREAM_HEAD, STREAM_HEAD, Act, chunked
+from server.testing.vendor_bytes import play as play_acts
+
+__all__ = [
+    "PLAIN_STREAM_HEAD",
+    "STREAM_HEAD",
+    "Act",
+    "RecordedBody",
+    "VendorCall",
+    "VendorServer",
+    "chat_event",
+    "chunked",
+    "play_script",
+    "text_event",
+]
 
 
 @dataclass
@@ -106,18 +121,6 @@ def chat_event(piece: Piece) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
-Act: TypeAlias = bytes | float | Literal["close", "reset", "hang"]
-"""One act of a scripted server: bytes to send, seconds to wait, or how to end."""
-
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-PLAIN_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-
-
-def chunked(data: bytes) -> bytes:
-    """The data as one chunk of a chunked body."""
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
 def text_event(text: str) -> bytes:
     """An event that says the text."""
     return chat_event(TextPiece(text))
@@ -130,20 +133,7 @@ async def play_script(listener: trio.abc.Listener[Any], script: Sequence[Act]) -
         received = b""
         while b"\r\n\r\n" not in received:
             received += await stream.receive_some()
-        for act in script:
-            match act:
-                case bytes():
-                    await stream.send_all(act)
-                case float():
-                    await trio.sleep(act)
-                case "close":
-                    await stream.aclose()
-                    return
-                case "reset":
-                    stream.reset()
-                    return
-                case "hang":
-                    break
+        await play_acts(stream, script)
         while await stream.receive_some():
             pass
         await stream.aclose()
