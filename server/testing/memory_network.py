@@ -315,7 +315,7 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
                 await self._changed.park()
             return self._waiting.popleft()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Refuse connections from now on and, as a kernel does, reset those that were never accepted."""
         self.closed = True
         while self._waiting:
@@ -323,6 +323,10 @@ class MemoryListener(trio.abc.Listener[MemoryStream]):
             server_end.reset()
             server_end.close()
         self._changed.unpark_all()
+
+    async def aclose(self) -> None:
+        """Close it as ``close`` does; it is closed also when this is cancelled."""
+        self.close()
         await trio.lowlevel.checkpoint()
 
 
@@ -351,6 +355,12 @@ class MemoryNetwork:
             raise OSError(errno.EADDRINUSE, f"{host}:{port} is in use")
         listener = self._listeners[host, port] = MemoryListener((host, port))
         return listener
+
+    def drop_listener(self, host: str, port: int) -> None:
+        """Close the listener on this address, if there is one: its process has died."""
+        listener = self._listeners.get((host, port))
+        if listener is not None and not listener.closed:
+            listener.close()
 
     async def connect(self, host: str, port: int, tls: bool = False, *, client_host: str = "127.0.0.1") -> MemoryStream:
         """Connect, which takes one round trip, and return the client's end, which the caller closes.

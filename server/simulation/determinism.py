@@ -1,0 +1,210 @@
+"""Runs an async function so that nothing but a seed decides what happens: time, scheduling, chance, wall clocks.
+
+What our code takes as a parameter is passed. The rest is replaced for as long as a simulation runs, by ``_REPLACED``.
+Neither hash seeds nor addresses decide anything: trio sorts what is to run by the order in which tasks were made.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, tzinfo
+from math import inf
+from typing import Any, TypeVar
+
+import trio
+from trio._core import _run as trio_loop
+from trio.lowlevel import current_root_task
+from trio.testing import MockClock
+
+EPOCH = datetime(2026, 1, 1, 12, tzinfo=UTC)
+"""What the wall clock says when a world begins."""
+
+MAX_STEPS_WITHOUT_TIME = 200_000
+"""How often the time may be asked for without its going on: a world that spins never ends by itself."""
+
+T = TypeVar("T")
+
+
+class StuckError(BaseException):
+    """The world does nothing any more, or spins without its time going on; no ``except Exception`` gets it."""
+
+
+class _ExactTime:
+    """Virtual time that goes on when nothing can run, and notices when there is nowhere to go to.
+
+    It jumps to each deadline itself: ``MockClock`` adds the seconds until then, and is a rounding error away from it.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._asked = 0
+
+    def clock(self) -> MockClock:
+        """The clock that shows it: trio jumps on ``MockClock`` alone, which may have no subclasses."""
+        clock = MockClock(autojump_threshold=0)
+        vars(clock).update(
+            current_time=self.current_time,
+            deadline_to_sleep_time=self.deadline_to_sleep_time,
+            jump=self.jump,
+            _autojump=self.autojump,
+        )
+        return clock
+
+    def current_time(self) -> float:
+        """Virtual seconds since the beginning.
+
+        Raises:
+            StuckError: it was asked for too often without going on.
+        """
+        self._asked += 1
+        if self._asked > MAX_STEPS_WITHOUT_TIME:
+            self._asked = 0
+            raise StuckError(f"the world spins at {self._now:.9f}")
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Real seconds; as long as something can run there is no waiting, and else it jumps."""
+        return 0.0 if deadline <= self._now else 999_999_999.0
+
+    def jump(self, seconds: float) -> None:
+        """Go on by so many seconds."""
+        self._now += seconds
+        self._asked = 0
+
+    def autojump(self) -> None:
+        """Nothing can run: go on to the next deadline."""
+        deadline: float = trio_loop.GLOBAL_RUN_CONTEXT.runner.deadlines.next_deadline()
+        if deadline == inf:
+            raise StuckError(f"everybody waits for ever at {self._now:.9f}")
+        if deadline > self._now:
+            self._now = deadline
+            self._asked = 0
+
+
+class Chance:
+    """Random numbers of a seed, a stream of its own for each purpose; stands for ``secrets``, and for ``os.urandom``."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._random = self.stream("secrets")
+        self.choice = self._random.choice
+        self.token_bytes = self._random.randbytes
+
+    def stream(self, purpose: str) -> random.Random:
+        """Numbers that depend on nothing but the seed and the purpose."""
+        return random.Random(f"{self._seed} {purpose}")
+
+    def token_urlsafe(self, nbytes: int = 32) -> str:
+        """As ``secrets.token_urlsafe``."""
+        return urlsafe(self.token_bytes(nbytes))
+
+    def token_hex(self, nbytes: int = 32) -> str:
+        """As ``secrets.token_hex``."""
+        return self.token_bytes(nbytes).hex()
+
+    def urandom(self, size: int) -> bytes:
+        """As ``os.urandom``."""
+        return self.token_bytes(size)
+
+
+def urlsafe(data: bytes) -> str:
+    """The bytes in URL-safe characters, without padding."""
+    from base64 import urlsafe_b64encode  # noqa: PLC0415
+
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class VirtualDatetime(datetime):
+    """A ``datetime`` whose ``now`` is that of the world."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        """The world's wall clock."""
+        return wall_clock().astimezone(tz)
+
+
+def wall_clock() -> datetime:
+    """What people's clocks say in the world."""
+    return EPOCH + timedelta(seconds=trio.current_time())
+
+
+def _wall_seconds() -> float:
+    return wall_clock().timestamp()
+
+
+def _fresh(module: str, name: str) -> Callable[[Chance], Any]:
+    """Another one of what is there, as it was made when its module was loaded."""
+    return lambda _: type(getattr(importlib.import_module(module), name))()
+
+
+_REPLACED: Sequence[tuple[str, str, Callable[[Chance], Any], str]] = (
+    ("engine.supervisor", "secrets", lambda chance: chance, "run ids"),
+    ("server.shared_log", "secrets", lambda chance: chance, "names of workers"),
+    ("server.share_links", "secrets", lambda chance: chance, "the signing key of a server that is given none"),
+    ("server.keys", "secrets", lambda chance: chance, "API keys"),
+    ("server.api_agents", "secrets", lambda chance: chance, "ids of agents made through the API"),
+    ("wsproto.frame_protocol", "os", lambda chance: chance, "masks of WebSocket clients"),
+    ("wsproto.utilities", "os", lambda chance: chance, "nonces of WebSocket clients"),
+    (
+        "providers.failover",
+        "Random",
+        lambda chance: lambda: chance.stream("failover"),
+        "jitter; the registry passes none",
+    ),
+    ("engine.run", "datetime", lambda _: VirtualDatetime, "``utc_now`` is a default argument everywhere"),
+    ("server.errors", "datetime", lambda _: VirtualDatetime, "timestamps of refusals"),
+    ("hypercorn.config", "time", lambda _: _wall_seconds, "the Date header"),
+    ("server.errors", "_refusals", _fresh("server.errors", "_refusals"), "counts what a process has logged"),
+    ("server.availability", "_outage", _fresh("server.availability", "_outage"), "remembers an outage of the process"),
+    ("trio._core._run", "_ALLOW_DETERMINISTIC_SCHEDULING", lambda _: True, "sorts what is to run before it shuffles"),
+    ("trio._core._run", "_r", lambda chance: chance.stream("scheduling"), "shuffles it"),
+)
+"""Module, name, what to put there, whose chance or time that is. Each name is looked up when it is used."""
+
+
+@contextmanager
+def determined(chance: Chance) -> Iterator[None]:
+    """Replace what is left to chance for as long as the block lasts; the garbage collector rests meanwhile.
+
+    What it would find when it likes might run code (async generators, warnings), and at another point each time.
+    """
+    before = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for module_name, name, make, _ in _REPLACED:
+            module = importlib.import_module(module_name)
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, make(chance))
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            setattr(module, name, value)
+        if collecting:
+            gc.enable()
+
+
+def run(function: Callable[[Chance], Awaitable[T]], seed: int) -> T:
+    """What the function gives, run in a world of its own whose time begins at 0.
+
+    Raises:
+        trio.TrioInternalError: from a ``StuckError``: it would never have ended.
+    """
+    chance = Chance(seed)
+    with determined(chance):
+        return trio.run(function, chance, clock=_ExactTime().clock())
+
+
+def living_tasks() -> int:
+    """How many tasks there are in all."""
+    count, waiting = 0, [current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        if task is not None:
+            count += 1
+            waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return count
