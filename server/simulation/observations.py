@@ -95,6 +95,16 @@ class UpstreamCall:
 
 
 @dataclass
+class KeptRun:
+    """A run as the store has it at the end of the world; ``events`` are number and JSON, in order."""
+
+    run_id: str
+    status: str
+    response: str
+    events: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+@dataclass
 class Observations:
     """All that was seen.
 
@@ -106,6 +116,8 @@ class Observations:
         output: everything that was logged, as text.
         deaths, drains: when which worker died, or got its first SIGTERM: (time, worker).
         left_over: what was still there after the end: names of tasks, connections, slots, one line each.
+        kept: what the store has of each run, by id.
+        secrets: what nobody may see: keys of users and of vendors.
         bounds: what was largest: names to figures (buffered bytes, tasks, kept runs ...).
     """
 
@@ -117,4 +129,6 @@ class Observations:
     deaths: list[tuple[float, int]] = field(default_factory=list)
     drains: list[tuple[float, int]] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    kept: dict[str, KeptRun] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
     bounds: dict[str, int] = field(default_factory=dict)
