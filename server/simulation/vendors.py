@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import trio
 
 from providers.network import Connect
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_network import MemoryConnection, MemoryStream
 
 from .observations import UpstreamCall
 from .plan import AnswerPlan, VendorPlan
@@ -125,7 +125,7 @@ class Vendor:
         for at, data in script.sends:
             due = call.opened_at + at
             if due > trio.current_time():
-                await _watch(stream, due)
+                await _watch(stream.connection, due)
             await stream.send_all(data)
             sent += len(data)
             whole = bisect_right(script.content_ends, sent) - len(call.content_times)
@@ -133,12 +133,12 @@ class Vendor:
         match script.end:
             case "keep":
                 call.answered_at = trio.current_time()
+                return
             case "close":
                 stream.close()
             case "reset":
                 stream.connection.cut(reset=True)
-            case "hang":
-                await _watch(stream, float("inf"))
+        await _wait_caller_closed(stream.connection)
 
 
 def guarded(connect: Connect, vendors: Mapping[str, Vendor]) -> Connect:
@@ -152,12 +152,18 @@ def guarded(connect: Connect, vendors: Mapping[str, Vendor]) -> Connect:
     return admitted
 
 
-async def _watch(stream: MemoryStream, until: float) -> None:
-    """Wait, but no longer than the caller is there; it says nothing while it is answered."""
+async def _watch(connection: MemoryConnection, until: float) -> None:
+    """Wait, but no longer than the caller can hear what comes then."""
     with trio.CancelScope(deadline=until):
-        while await stream.receive_some():
-            pass
+        while not connection.to_client.reader_gone:
+            await connection.to_client.changed.park()
         raise _CallerGoneError
+
+
+async def _wait_caller_closed(connection: MemoryConnection) -> None:
+    """Until the caller's end is closed by its owner."""
+    while connection.client.closed_at is None:
+        await connection.to_client.changed.park()
 
 
 async def _read_request(stream: MemoryStream) -> bytes:
