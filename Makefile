@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CHECKED := engine providers server tests benchmarks
 # A module's tests stay in one process, with the servers that they share.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-EXTRAS := embeddings mcp otel postgres redis test check
+EXTRAS := embeddings mcp otel postgres redis simulate test check
 
 # uv lives in a venv of its own, for `make lock` alone.
 LOCK_VENV := build/lock

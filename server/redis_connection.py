@@ -38,7 +38,7 @@ class CoredisConnection:
     def __init__(self, connection: BaseConnection) -> None:
         self._connection = connection
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114, ASYNC128 - coredis tells
         """Connect, say so, and keep the connection. Raises RedisAwayError, OSError."""
         try:
             await self._connection.run(task_status=task_status)

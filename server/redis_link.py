@@ -34,7 +34,7 @@ class RedisAwayError(Exception):
 class RedisConnection(Protocol):
     """One connection, from the attempt to its end."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:  # noqa: ASYNC114 - ``Link`` starts it
         """Connect, say so, and keep the connection; ends when it is lost.
 
         Raises:
