@@ -20,7 +20,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check bench-ttfb format lock clean
+.PHONY: help env serve test check mutate bench-ttfb format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch cov
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
 	@$(PYTEST) $(ARGS) --cov
+
+mutate: $(VENV)/.dev ## break the code in many ways and see which test notices (ARGS="cursor"; docs/mutation.md)
+	@$(BIN)/python -m tests.mutation.run $(ARGS)
 
 bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")
 	@$(BIN)/python -m benchmarks.ttfb $(ARGS)
