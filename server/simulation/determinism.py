@@ -7,18 +7,20 @@ Neither hash seeds nor addresses decide anything: trio sorts what is to run by t
 from __future__ import annotations
 
 import gc
-import importlib
 import random
+from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from math import inf
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import trio
 from trio._core import _run as trio_loop
 from trio.lowlevel import current_root_task
 from trio.testing import MockClock
+from werkzeug.routing.rules import Rule
 
 EPOCH = datetime(2026, 1, 1, 12, tzinfo=UTC)
 """What the wall clock says when a world begins."""
@@ -86,7 +88,7 @@ class _ExactTime:
 
 
 class Chance:
-    """Random numbers of a seed, a stream of its own for each purpose; stands for ``secrets``, and for ``os.urandom``."""
+    """Random numbers of a seed, a stream for each purpose; stands for ``secrets`` and for ``os.urandom``."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -113,8 +115,6 @@ class Chance:
 
 def urlsafe(data: bytes) -> str:
     """The bytes in URL-safe characters, without padding."""
-    from base64 import urlsafe_b64encode  # noqa: PLC0415
-
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
@@ -138,8 +138,25 @@ def _wall_seconds() -> float:
 
 def _fresh(module: str, name: str) -> Callable[[Chance], Any]:
     """Another one of what is there, as it was made when its module was loaded."""
-    return lambda _: type(getattr(importlib.import_module(module), name))()
+    return lambda _: type(getattr(resolve_name(module), name))()
 
+
+def _remembering(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Werkzeug compiles functions for each rule of each app: half of what a world takes. They depend on its path."""
+
+    def remembered(rule: Any, append_unknown: bool = True) -> Any:
+        key = (rule.rule, rule.merge_slashes, tuple(rule._trace), append_unknown)
+        if rule.defaults:
+            return build(rule, append_unknown)
+        if key not in _url_builders:
+            _url_builders[key] = build(rule, append_unknown)
+        return _url_builders[key]
+
+    return remembered
+
+
+_url_builders: dict[Any, Any] = {}
+_compile_url_builder = Rule._compile_builder
 
 _REPLACED: Sequence[tuple[str, str, Callable[[Chance], Any], str]] = (
     ("engine.supervisor", "secrets", lambda chance: chance, "run ids"),
@@ -160,10 +177,11 @@ _REPLACED: Sequence[tuple[str, str, Callable[[Chance], Any], str]] = (
     ("hypercorn.config", "time", lambda _: _wall_seconds, "the Date header"),
     ("server.errors", "_refusals", _fresh("server.errors", "_refusals"), "counts what a process has logged"),
     ("server.availability", "_outage", _fresh("server.availability", "_outage"), "remembers an outage of the process"),
+    ("werkzeug.routing.rules.Rule", "_compile_builder", lambda _: _remembering(_compile_url_builder), "takes 15 ms"),
     ("trio._core._run", "_ALLOW_DETERMINISTIC_SCHEDULING", lambda _: True, "sorts what is to run before it shuffles"),
     ("trio._core._run", "_r", lambda chance: chance.stream("scheduling"), "shuffles it"),
 )
-"""Module, name, what to put there, whose chance or time that is. Each name is looked up when it is used."""
+"""Module or class, name, what to put there, whose chance or time that is. Each name is looked up when it is used."""
 
 
 @contextmanager
@@ -176,14 +194,14 @@ def determined(chance: Chance) -> Iterator[None]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for module_name, name, make, _ in _REPLACED:
-            module = importlib.import_module(module_name)
-            before.append((module, name, getattr(module, name)))
-            setattr(module, name, make(chance))
+        for place_name, name, make, _ in _REPLACED:
+            place = resolve_name(place_name)
+            before.append((place, name, getattr(place, name)))
+            setattr(place, name, make(chance))
         yield
     finally:
-        for module, name, value in reversed(before):
-            setattr(module, name, value)
+        for place, name, value in reversed(before):
+            setattr(place, name, value)
         if collecting:
             gc.enable()
 

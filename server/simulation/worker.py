@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -20,7 +19,6 @@ from server.composition import Composition, Foundations, end_runs_of_the_dead, s
 from server.logs import RunLogger
 from server.mcp_tools import McpServers
 from server.records import AgentRecord
-from server.redis_link import Command, RedisAwayError
 from server.services import Services
 from server.settings import ServerSettings
 from server.shared_log import SharedLog
@@ -28,6 +26,8 @@ from server.store.errors import StoreUnavailableError
 from server.testing.memory_network import MemoryNetwork
 from server.tool_registry import ToolRegistry
 
+from .determinism import living_tasks
+from .memory_link import WorkerLinks
 from .observations import LoggedEvent, Observations, ObservedRun
 from .trace import Trace
 from .worker_store import SimulatedStore
@@ -82,6 +82,7 @@ class Life:
         self.composition: Composition | None = None
         self.services: Services | None = None
         self.shared: SharedLog | None = None
+        self.links: WorkerLinks | None = None
         self.transport: TrioTransport | None = None
         self._world = world
         self._scope = trio.CancelScope()
@@ -150,7 +151,7 @@ class Life:
                 declared=AgentsFile(agent=world.agents),
                 shared=self.shared,
                 followers=(RunRecorder(self, world.trace, world.observations),),
-                observer=CrashRecorder(self, world.observations),
+                observer=CrashRecorder(self, world),
             )
             self.composition = Composition(world.settings, base, keyed=world.keyed)
             listener = world.network.listen(*world.address(self.worker))
@@ -176,6 +177,8 @@ class Life:
     def _vanish(self) -> None:
         """Nothing of the process is there any more: the kernel closes what it had open."""
         self.alive = False
+        if self.links is not None:
+            self.links.kill()
         address = self._world.address(self.worker)
         self._world.network.drop_listener(*address)
         for connection in self._world.network.connections:
@@ -216,10 +219,11 @@ class RunRecorder:
 class CrashRecorder(RunLogger):
     """Logs as the server does, and keeps the bugs that ended runs and how much was there at most."""
 
-    def __init__(self, life: Life, seen: Observations) -> None:
+    def __init__(self, life: Life, world: Surroundings) -> None:
         super().__init__()
         self._life = life
-        self._seen = seen
+        self._network = world.network
+        self._seen = world.observations
 
     def run_started(self, run: Run) -> None:
         """See ``RunLogger``."""
@@ -230,7 +234,7 @@ class CrashRecorder(RunLogger):
         """See ``RunLogger``."""
         super().run_ended(run)
         self._measure()
-        self._largest("run_bytes", run.log.size_bytes)
+        self._largest("log_bytes", run.log.size_bytes)
 
     def run_crashed(self, run: Run, bug: BaseException) -> None:
         """See ``RunLogger``."""
@@ -244,57 +248,9 @@ class CrashRecorder(RunLogger):
             self._largest("active_runs", services.supervisor.active_runs)
             self._largest("places", composition.admission.taken)
             self._largest("unsaved_turns", len(composition.memories.unsaved))
+            self._largest("journal_bytes", composition.journal._ended_bytes)
+        self._largest("tasks", living_tasks())
+        self._largest("connections", len(self._network.open_connections()))
 
     def _largest(self, name: str, figure: int) -> None:
         self._seen.bounds[name] = max(figure, self._seen.bounds.get(name, 0))
-
-
-class MortalLink:
-    """A worker's link to the shared log, which a dead one's tasks can do nothing with."""
-
-    def __init__(self, link: Any, life: Life) -> None:
-        self._link = link
-        self._life = life
-
-    @property
-    def up(self) -> bool:
-        """Whether there is a connection."""
-        return self._life.alive and bool(self._link.up)
-
-    @property
-    def went_down_at(self) -> float:
-        """On trio's clock, when it was lost."""
-        return float(self._link.went_down_at)
-
-    @property
-    def on_changed(self) -> Callable[[], None]:
-        """Called when it comes and goes."""
-        listener: Callable[[], None] = self._link.on_changed
-        return listener
-
-    @on_changed.setter
-    def on_changed(self, listener: Callable[[], None]) -> None:
-        self._link.on_changed = listener
-
-    async def run(self, session: Callable[[], Awaitable[None]]) -> None:
-        """See ``RedisLink.run``."""
-        await self._link.run(session)
-
-    def renew(self) -> None:
-        """See ``RedisLink.renew``."""
-        self._link.renew()
-
-    async def ask(self, *command: str | bytes | int, **options: Any) -> Any:
-        """See ``RedisLink.ask``."""
-        self._check()
-        return await self._link.ask(*command, **options)
-
-    async def ask_all(self, commands: Sequence[Command], *options: Any, **named: Any) -> list[Any]:
-        """See ``RedisLink.ask_all``."""
-        self._check()
-        answers: list[Any] = await self._link.ask_all(commands, *options, **named)
-        return answers
-
-    def _check(self) -> None:
-        if not self._life.alive:
-            raise RedisAwayError("this process is dead")

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple, cast
 
 from sqlalchemy import Connection, Engine
 
@@ -25,11 +25,9 @@ class _Template(Database):
     def world_engine(self) -> Engine:
         """The engine, with nothing in its tables."""
         with self._engine.connect() as c:
-            connection = c.connection.dbapi_connection
-            assert isinstance(connection, sqlite3.Connection)
-            if self._image is None:
-                self._image = connection.serialize()
-            connection.deserialize(self._image)
+            connection = cast(sqlite3.Connection, c.connection.dbapi_connection)
+            image = self._image = self._image or connection.serialize()
+            connection.deserialize(image)
             connection.execute("PRAGMA foreign_keys = ON")
         return self._engine
 

@@ -25,15 +25,18 @@ from server.testing.memory_network import MemoryListener, MemoryNetwork
 from server.tool_registry import ToolRegistry
 
 from .determinism import wall_clock
+from .memory_link import WorkerLinks
+from .memory_redis import MemoryRedis
 from .observations import Observations, UpstreamCall
 from .plan import AgentPlan, ClientPlan, EventPlan, Plan, ToolPlan, VendorPlan, Wire
 from .trace import Trace
-from .worker import Life, MortalLink
+from .worker import Life
 from .worker_store import SimulatedStore
 
 UPSTREAM_KEY = "sk-simulated-0123456789abcdefghijklmnopqrstuvwxyz"
 """The key that workers send to vendors: a secret, which nobody else is ever to see."""
 
+SHARE_SECRET = "signs-share-links-0123456789"
 KEY_VARIABLE = "SIMULATED_API_KEY"
 TENANT = "tenant"
 
@@ -107,9 +110,10 @@ class World:
             cast.make_vendor(vendor, number, self.observations.calls, self.trace)
             for number, vendor in enumerate(plan.vendors)
         ]
-        self.redis: Any = _ours("memory_redis", "MemoryRedis")() if plan.shared else None
+        self.redis = MemoryRedis() if plan.shared else None
         self.lives: list[list[Life]] = [[] for _ in range(plan.workers)]
         self._keys = self._make_keys() if plan.keyed else {}
+        self.observations.secrets = (UPSTREAM_KEY, *self._keys.values(), SHARE_SECRET)
         self._extra_clients = 0
         self._acting = 0
         self._nobody_acts = trio.Event()
@@ -128,10 +132,6 @@ class World:
         """What the agent is called in URLs."""
         return f"agent{number}"
 
-    def secrets(self) -> list[str]:
-        """What no output may show."""
-        return [UPSTREAM_KEY, *(key.rpartition("_")[2] for key in self._keys.values())]
-
     def is_alive(self, worker: int) -> bool:
         """Whether the worker's process is there."""
         lives = self.lives[worker]
@@ -143,13 +143,9 @@ class World:
         """See ``worker.Surroundings``."""
         if self.redis is None:
             return None
-        make_link = _ours("memory_redis", "MemoryLink")
         limits = SharedLimits(lease=self.plan.lease, retention=self.plan.retention)
-
-        def open_link(_url: str, role: str) -> Any:
-            return MortalLink(make_link(self.redis, role), life)
-
-        return SharedLog("redis://shared", life.name, limits, open_link=open_link)
+        life.links = WorkerLinks(self.redis)
+        return SharedLog("redis://shared", life.name, limits, open_link=life.links)
 
     async def connect_upstream(self, life: Life, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """See ``worker.Surroundings``."""
@@ -185,9 +181,10 @@ class World:
             nursery.cancel_scope.cancel(reason="the end of the world")
 
     def _look_back(self) -> None:
-        from .left_over import what_is_left  # noqa: PLC0415 - it knows the world
+        from .aftermath import what_is_kept, what_is_left  # noqa: PLC0415 - they know the world
 
         self.observations.left_over += what_is_left(self)
+        self.observations.kept = what_is_kept(self)
         for life in self.all_lives():
             if life.crash is not None:
                 self.problems.append(f"{life.actor} crashed: {life.crash!r}")
@@ -290,7 +287,7 @@ def _settings(plan: Plan) -> ServerSettings:
         drain=plan.drain,
         lease=plan.lease,
         admission=admission,
-        share_secret="the secret that share links have",
+        share_secret=SHARE_SECRET,
     )
 
 

@@ -1,9 +1,14 @@
-"""What is still there of a world after its end, when nothing should be: one line each."""
+"""What is there after a world's end: of what should be gone one line each, and what the store keeps of the runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sqlalchemy import Connection, select
+
+from server.store.schema import run_events, runs
+
+from .observations import KeptRun
 from .worker import Life
 from .world import World
 
@@ -40,3 +45,18 @@ def _of_life(world: World, life: Life) -> Iterator[str]:
     for what, count in figures.items():
         if count:
             yield f"{life.actor}: {count} {what}"
+
+
+def what_is_kept(world: World) -> dict[str, KeptRun]:
+    """The store's runs, by id."""
+    world.store.away = False
+    return world.store.direct.do(_kept_runs)
+
+
+def _kept_runs(c: Connection) -> dict[str, KeptRun]:
+    rows = c.execute(select(runs.c.run_id, runs.c.status, runs.c.response).order_by(runs.c.created_at, runs.c.run_id))
+    kept = {run_id: KeptRun(run_id, status, response or "") for run_id, status, response in rows}
+    events = select(run_events.c.run_id, run_events.c.seq, run_events.c.event)
+    for run_id, seq, event in c.execute(events.order_by(run_events.c.run_id, run_events.c.seq)):
+        kept[run_id].events.append((seq, event.encode()))
+    return kept
