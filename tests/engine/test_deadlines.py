@@ -118,6 +118,14 @@ async def test_each_is_the_runs_own(autojump_clock: MockClock, name: str, script
     assert " 0.5 s" in run.error.content
 
 
+async def test_total_counts_from_the_runs_start_though_its_task_comes_late(autojump_clock: MockClock) -> None:
+    run = Run("run", spec_for(ScriptedProvider(SILENCE), deadlines=Deadlines(total=5), resume_grace=inf))
+    await trio.sleep(2)
+    await run.execute()
+    assert isinstance(run.log.terminal, Error)
+    assert (run.log.terminal.code, trio.current_time()) == ("timeout.total", 5.0)
+
+
 async def test_a_run_in_time_meets_no_deadline(autojump_clock: MockClock) -> None:
     run = await ended((9.875, [SENT]), (39.75, text("a")), (69.625, text("b")), (99.5, [FinishPiece("stop")]))
     assert run.at == 99.5

@@ -17,6 +17,8 @@ from engine import (
     Error,
     FinishPiece,
     GenerationComplete,
+    MemoryUse,
+    Message,
     Piece,
     ProviderError,
     Run,
@@ -25,8 +27,10 @@ from engine import (
     Usage,
     UsagePiece,
 )
+from engine.agent_loop import AgentLoop
 from engine.emitter import CLOSING_BYTES
 
+from .fake_guests import FakeMemory
 from .scripted import FOREVER, Line, ScriptedProvider, WritingObserver, assert_ended_once, spec_for, text
 
 SILENCE: Line = (FOREVER, ())
@@ -66,6 +70,21 @@ async def test_an_end_that_cannot_be_told_becomes_an_internal_error(
     assert run.log.terminal == Error("internal", "internal error", "x")
     assert (run.response, run.usage) == ("x", None)
     assert observer.story[-2:] == ["crashed", "error"]
+
+
+async def test_a_bug_of_ours_in_the_keeping_of_a_whole_answer_does_not_cost_its_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(_: AgentLoop) -> tuple[Message, ...]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(AgentLoop, "said", break_down)
+    memory, observer = FakeMemory(), WritingObserver()
+    run = Run("run", spec_for(ScriptedProvider((1, text("x"))), memory_use=MemoryUse(memory=memory)), observer)
+    await run.execute()
+    assert_ended_once(run)
+    assert isinstance(run.log.terminal, GenerationComplete)
+    assert observer.story[-2:] == ["done", "crashed"]
 
 
 @pytest.mark.parametrize("how", ["stop", "fail"])
