@@ -181,6 +181,17 @@ async def test_a_reader_that_comes_in_between_gets_the_text_at_its_time(autojump
     assert reads == [(0.25, ["first"]), (0.5, ["a"]), (2.0, ["<stop>"])]
 
 
+async def test_a_readers_own_deadline_that_comes_first_leaves_the_text_gathering(autojump_clock: MockClock) -> None:
+    scene = Scene(size=ROOM, flush_after=10)
+    scene.text("first")
+    await scene.log.read(1)
+    scene.text("a")
+    assert await scene.log.read(2, deadline=4.0) == []
+    assert trio.current_time() == 4.0
+    assert [label(entry.event) for entry in await scene.log.read(2, deadline=15.0)] == ["a"]
+    assert trio.current_time() == 10.0
+
+
 async def test_a_reader_cancelled_in_its_wait_takes_nothing_with_it(autojump_clock: MockClock) -> None:
     scene = Scene(size=ROOM, flush_after=10)
     scene.text("first")

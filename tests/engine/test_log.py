@@ -196,6 +196,31 @@ async def test_the_end_wakes_a_reader_whose_cursor_is_ahead(autojump_clock: Mock
         log.append(END)
 
 
+async def test_who_waits_for_the_end_is_not_content_with_other_events(autojump_clock: MockClock) -> None:
+    log = log_with()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.wait_ended)
+        for content in ("a", "b"):
+            await wait_all_tasks_blocked()
+            log.append(TextDelta(content, "step"))
+        await wait_all_tasks_blocked()
+        assert waiting_readers(log) == 1
+        log.append(END)
+    await log.wait_ended()
+
+
+async def test_who_waits_for_several_logs_is_woken_by_each_of_them(autojump_clock: MockClock) -> None:
+    logs = [log_with(), log_with()]
+    lot = trio.lowlevel.ParkingLot()
+    for log in logs:
+        log.also_wake(lot)
+    for log in logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lot.park)
+            await wait_all_tasks_blocked()
+            log.append(END)
+
+
 async def test_a_cursor_ahead_waits_for_its_own_next_event(autojump_clock: MockClock) -> None:
     log = log_with()
     async with trio.open_nursery() as nursery:
