@@ -39,9 +39,15 @@ class _ExactTime:
     """Virtual time that goes on when nothing can run, and notices when there is nowhere to go to.
 
     It jumps to each deadline itself: ``MockClock`` adds the seconds until then, and is a rounding error away from it.
+
+    Attributes:
+        world: cancelled once nothing goes on any more; what goes on even then breaks trio's loop.
+        stuck: why it was cancelled.
     """
 
     def __init__(self) -> None:
+        self.world = trio.CancelScope()
+        self.stuck: StuckError | None = None
         self._now = 0.0
         self._asked = 0
 
@@ -57,15 +63,10 @@ class _ExactTime:
         return clock
 
     def current_time(self) -> float:
-        """Virtual seconds since the beginning.
-
-        Raises:
-            StuckError: it was asked for too often without going on.
-        """
+        """Virtual seconds since the beginning."""
         self._asked += 1
         if self._asked > MAX_STEPS_WITHOUT_TIME:
-            self._asked = 0
-            raise StuckError(f"the world spins at {self._now:.9f}")
+            self._give_up("the world spins")
         return self._now
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
@@ -81,10 +82,17 @@ class _ExactTime:
         """Nothing can run: go on to the next deadline."""
         deadline: float = trio_loop.GLOBAL_RUN_CONTEXT.runner.deadlines.next_deadline()
         if deadline == inf:
-            raise StuckError(f"everybody waits for ever at {self._now:.9f}")
-        if deadline > self._now:
+            self._give_up("everybody waits for ever")
+        elif deadline > self._now:
             self._now = deadline
             self._asked = 0
+
+    def _give_up(self, why: str) -> None:
+        self._asked = 0
+        if self.stuck is not None:
+            raise self.stuck
+        self.stuck = StuckError(f"{why} at {self._now:.9f}")
+        self.world.cancel(reason=why)
 
 
 class Chance:
@@ -210,11 +218,19 @@ def run(function: Callable[[Chance], Awaitable[T]], seed: int) -> T:
     """What the function gives, run in a world of its own whose time begins at 0.
 
     Raises:
-        trio.TrioInternalError: from a ``StuckError``: it would never have ended.
+        StuckError: it would never have ended; what was left of it was cancelled.
+        trio.TrioInternalError: from a ``StuckError``: it would not have ended then either.
     """
-    chance = Chance(seed)
+    chance, time = Chance(seed), _ExactTime()
+
+    async def main() -> T:
+        with time.world:
+            return await function(chance)
+        assert time.stuck is not None, "nobody else cancels it"
+        raise time.stuck
+
     with determined(chance):
-        return trio.run(function, chance, clock=_ExactTime().clock())
+        return trio.run(main, clock=time.clock())
 
 
 def living_tasks() -> int:

@@ -43,6 +43,9 @@ TENANT = "tenant"
 PATIENCE_SECONDS = 3600.0
 """How long after the plan's end clients may still be at it; who is then hangs."""
 
+SETTLING_SECONDS = 100.0
+"""What everything has in the end that closes by itself: idle connections, what is kept to be written again."""
+
 _PROVIDERS: Mapping[Wire, str] = {"openai": "openai_compatible", "anthropic": "anthropic", "gemini": "gemini"}
 
 
@@ -172,13 +175,22 @@ class World:
                 self._send_in(nursery, number, client)
             nursery.start_soon(self._befall, nursery)
             await trio.sleep(self.plan.until)
+            self._mend()
             with trio.move_on_after(PATIENCE_SECONDS) as limit:  # noqa: ASYNC912 - they may be done already
                 while self._acting:
                     await self._nobody_acts.wait()
             if limit.cancelled_caught:
                 self.problems.append(f"{self._acting} clients hang")
+            await trio.sleep(_settling_seconds(self.plan))
             self._look_back()
             nursery.cancel_scope.cancel(reason="the end of the world")
+
+    def _mend(self) -> None:
+        """What is away comes back: what could not be kept meanwhile is to be kept in the end."""
+        self.trace.note("world", "mended")
+        self.store.away = False
+        if self.redis is not None:
+            self.redis.away = False
 
     def _look_back(self) -> None:
         from .aftermath import what_is_kept, what_is_left  # noqa: PLC0415 - they know the world
@@ -277,6 +289,12 @@ class World:
             key, texts[user] = make_key(TENANT, f"user{user}", False, "", KeyLimits(), now)
             engine.do(key_rows.create_key, key)
         return texts
+
+
+def _settling_seconds(plan: Plan) -> float:
+    """What the last run may take, and be kept for, once nobody acts any more."""
+    longest = max(agent.deadlines.total for agent in plan.agents)
+    return longest + plan.resume_grace + plan.retention + 2 * plan.lease + SETTLING_SECONDS
 
 
 def _settings(plan: Plan) -> ServerSettings:
