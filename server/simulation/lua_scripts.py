@@ -98,7 +98,9 @@ class LuaScripts:
                 return self._table({b"ok": bytes(answer)})
             case dict():
                 return self._table([self._to_lua(part) for pair in answer.items() for part in pair])
-            case list() | set():
+            case set():
+                return self._table(sorted(answer))  # in any order in Redis; here in the same one each time
+            case list():
                 return self._table([self._to_lua(part) for part in answer])
         return answer
 

@@ -145,7 +145,7 @@ class MemoryConnection:
         return not (self._frozen or self._lost.is_set())
 
     async def _serve(self) -> None:
-        while True:
+        while True:  # noqa: ASYNC913 - waits for requests
             while not self._requests:
                 self._asked = trio.Event()
                 await self._asked.wait()
@@ -165,7 +165,7 @@ class MemoryConnection:
     async def _answer(self, command: list[bytes]) -> Any:
         """What Redis says; ReplyError too."""
         block = _Block(command)
-        while True:  # noqa: ASYNC913 - ``_serve`` waits for requests
+        while True:
             await self._redis.wait_going()
             if not self._open:
                 return None

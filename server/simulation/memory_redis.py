@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from .lua_scripts import LuaScripts
-from .memory_store import WRITES, MemoryStore
+from .memory_store import WRITES, MemoryStore, Status
 from .memory_streams import ReplyError, integer
 
 REMEMBERED_SECONDS = 10.0
@@ -64,7 +64,8 @@ class MemoryRedis:
             return self._scripts.run(arguments[0], arguments[2:keys], arguments[keys:])
         if name == b"SCRIPT" and len(arguments) == 2 and arguments[0].upper() == b"LOAD":
             return self._scripts.load(arguments[1])
-        return self._do(name, arguments)
+        answer = self._do(name, arguments)
+        return bytes(answer) if isinstance(answer, Status) else answer
 
     def _do(self, name: bytes, arguments: Sequence[bytes]) -> Any:
         now = _milliseconds(trio.current_time())
