@@ -211,8 +211,8 @@ class ReadingClient:
 
     async def _finish(self) -> None:
         """Read to the end; a client whose answer was cut, or that is to come later, comes back, but not for ever."""
+        await self._read(inf)
         for _ in range(MAX_TRIES):
-            await self._read(inf)
             if self._exchange is None or self._exchange.response.ending == "left":
                 return
             seconds = self._seconds_to_retry(self._exchange)
@@ -220,6 +220,7 @@ class ReadingClient:
                 break
             await trio.sleep(seconds)
             await self._ask_again(self._exchange)
+            await self._read(inf)
         if self._plan.manner == "batch" and not self._ended:
             await self._read_runs()
 

@@ -296,9 +296,10 @@ class SocketClient:
 
     async def _finish(self) -> None:
         """Hear all to the end; what was cut is read on elsewhere, but not for ever."""
+        await self._hear_until(inf, inf)
         for _ in range(MAX_TRIES):
-            await self._hear_until(inf, inf)
             if self._left or self._half_closed or not self._last.keys() - self._over:
                 return
             await trio.sleep(RETRY_SECONDS)
             await self._come_back(self._asker.next_worker(self._worker))
+            await self._hear_until(inf, inf)
