@@ -139,8 +139,8 @@ keys = hashes | sets | streams | inboxes | st.sampled_from(["string1", "string2"
 ids = st.builds("{}-{}".format, st.integers(0, 6), st.sampled_from([0, 0, 0, 1]))
 starts = st.one_of(ids, st.just("-"), ids.map("({}".format), st.integers(0, 4).map(str))
 ends = st.one_of(ids, st.just("+"), ids.map("({}".format), st.integers(0, 4).map(str))
-counts = st.one_of(st.just([]), st.integers(0, 3).map(lambda count: ["COUNT", count]))
-lengths = st.one_of(
+counts: st.SearchStrategy[list[Any]] = st.one_of(st.just([]), st.integers(0, 3).map(lambda count: ["COUNT", count]))
+lengths: st.SearchStrategy[list[Any]] = st.one_of(
     st.just([]),
     st.integers(0, 3).map(lambda length: ["MAXLEN", length]),
     st.just(["MAXLEN", "=", 2]),
