@@ -14,10 +14,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine import Emit, Message, ModelRequest, RetentionLimits, Run, RunSpec, RunSupervisor, TextPiece
+from engine import Message, ModelRequest, RetentionLimits, Run, RunSpec, RunSupervisor
 from engine.supervisor import kept_bytes
 
-from .scripted import FOREVER, Line, ProgrammedProvider, ScriptedProvider, read_timed, spec_for, text
+from .scripted import FOREVER, Line, ScriptedProvider, read_timed, spec_for, text
 
 SILENCE: Line = (FOREVER, ())
 
@@ -61,23 +61,12 @@ async def test_an_ended_run_holds_no_request(autojump_clock: MockClock, how: str
     assert (run.usage is not None) == (run.response != "")
 
 
-class Word(str):
-    """A text that tells when it is gone."""
-
-
 async def test_an_ended_run_holds_the_answers_pieces_no_more(autojump_clock: MockClock) -> None:
-    held: list[weakref.ref[Word]] = []
-
-    async def answer(emit: Emit) -> None:
-        word = Word("four")
-        held.append(weakref.ref(word))
-        emit([TextPiece(word)])
-
-    run = Run("run", spec_for(ProgrammedProvider(answer)))
+    word = "".join(["fo", "ur"])  # an object of its own
+    run = Run("run", spec_for(ScriptedProvider((1, text("twenty-", word)))))
     await run.execute()
-    gc.collect()
-    assert run.response == "four"
-    assert held[0]() is None
+    assert run.response == "twenty-four"
+    assert [holder for holder in gc.get_referrers(word) if isinstance(holder, list)] == []
 
 
 async def test_ended_runs_are_kept_up_to_so_many(autojump_clock: MockClock) -> None:

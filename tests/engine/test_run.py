@@ -187,6 +187,12 @@ async def test_a_later_report_replaces_an_earlier_one(autojump_clock: MockClock)
     assert done_of(run).usage == run.usage == Usage(10, 20, cached_tokens=4)
 
 
+async def test_a_report_that_says_the_same_again_is_no_event(autojump_clock: MockClock) -> None:
+    run = await finished((1, [UsagePiece(10, 1)]), (2, [*text("a"), UsagePiece(10, 1)]), (3, [UsagePiece(10, 2)]))
+    reports = [event.usage for event in events_of(run.log) if isinstance(event, UsageUpdate)]
+    assert reports == [Usage(10, 1), Usage(10, 2)]
+
+
 async def test_before_anything_was_said_there_is_no_usage(autojump_clock: MockClock) -> None:
     run = await finished((1, ProviderError("upstream.auth", "no")))
     assert error_of(run).usage is None

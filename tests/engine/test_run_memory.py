@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from engine import (
     AgentStopped,
     Deadlines,
+    Emit,
     Error,
     GenerationComplete,
     MemoryUse,
@@ -39,6 +40,7 @@ from .loop_scene import start_in
 from .scripted import (
     FOREVER,
     Line,
+    ProgrammedProvider,
     StepwiseProvider,
     WritingObserver,
     agent_for,
@@ -256,6 +258,24 @@ async def test_of_a_run_that_broke_off_there_is_what_it_said(autojump_clock: Moc
     assert (record.response, record.total_steps, record.elapsed_ms, record.ttfb_ms) == ("Two", 2, 3000.0, 0.0)
     assert record.usage == run.usage
     assert isinstance(record.usage, Usage)
+
+
+async def test_what_a_cancelled_model_still_says_is_not_kept(autojump_clock: MockClock) -> None:
+    async def answer(emit: Emit) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            emit(text("late"))
+
+    memory = FakeMemory()
+    run = Run("run", spec_for(ProgrammedProvider(answer), memory_use=MemoryUse(memory=memory)))
+    async with trio.open_nursery() as nursery:
+        start_in(nursery, run)
+        await trio.sleep(1)
+        run.stop()
+    (record,) = memory.saved
+    assert (record.messages, record.response, record.usage) == ((), "", None)
+    assert record.ttfb_ms is run.ttfb is None
 
 
 async def test_the_calls_of_a_step_that_broke_off_are_not_kept_and_its_text_is(autojump_clock: MockClock) -> None:

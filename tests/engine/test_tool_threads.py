@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from engine.function_tool import FunctionTool, tool
 from engine.tool_threads import ToolThreads
@@ -132,6 +135,25 @@ async def test_a_call_that_is_cancelled_before_its_thread_begins_is_never_made()
         hanging.release.set()
     await all_threads_ended(threads)
     assert (made, threads.abandoned) == ([], 0)
+
+
+async def test_a_thread_that_begins_after_its_call_was_cancelled_makes_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = ToolThreads()
+    made: list[int] = []
+    late: list[Callable[[], object]] = []
+
+    async def begin_late(function: Callable[..., object], *arguments: object, **_: object) -> None:
+        late.append(partial(function, *arguments))
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", begin_late)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run, lambda: made.append(1))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for begin in late:
+        begin()
+    assert (len(late), made, threads.abandoned) == (1, [], 0)
 
 
 def test_threads_that_outlive_their_trio_run_are_counted_on_and_hold_no_place_in_the_next() -> None:
