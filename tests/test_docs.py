@@ -15,6 +15,7 @@ from engine.events import EVENT_TYPES
 from providers.recording import load
 
 TEN_LINES = Path(__file__).parents[1] / "docs" / "ten_lines.py"
+TESTING = TEN_LINES.parent / "testing.md"
 
 
 def test_the_ten_lines_stream_the_recorded_answer() -> None:
@@ -51,3 +52,24 @@ def test_the_page_of_the_api_names_every_field_of_every_event() -> None:
     for kind in EVENT_TYPES:
         row = next(row for row in rows if f"`{kind.__struct_config__.tag}`" in row.split("|")[1])
         assert [field for field in kind.__struct_fields__ if f"`{field}`" not in row] == []
+
+
+def test_the_page_of_testing_shows_tests_that_pass(tmp_path: Path) -> None:
+    """Each block begins with the name of its file; all together are one suite."""
+    blocks = re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```$", TESTING.read_text(), re.MULTILINE | re.DOTALL)
+    for name, code in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(code)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    tests = sum(code.count("async def test_") for _, code in blocks)
+    plugin = ["-p", "no:lumos", "-p", "server.testing.plugin"]  # whether or not it is installed
+    command = [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+    variables = {**os.environ, "PYTHONPATH": str(TESTING.parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=50, check=False)
+    assert f"= {tests} passed in" in done.stdout, done.stdout + done.stderr
+
+
+def test_no_block_of_the_page_of_testing_is_left_out() -> None:
+    openings = re.findall(r"^```(\w+)\n(.*)$", TESTING.read_text(), re.MULTILINE)
+    assert len(openings) >= 9
+    assert [first for _, first in openings if not re.fullmatch(r"# \S+\.(py|toml)", first)] == []
