@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -222,6 +224,11 @@ async def test_a_killed_link_does_nothing_more(autojump_clock: MockClock) -> Non
         assert not dead.up
         assert await living.ask("GET", "key") is None
         assert redis.connections == 1
+
+
+def test_a_simulation_does_without_coredis() -> None:
+    program = "import sys; sys.modules['coredis'] = None; import server.shared_log, server.simulation.memory_link"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 # Shared logs over it

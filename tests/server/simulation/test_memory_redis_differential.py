@@ -96,7 +96,8 @@ def _problem(text: str) -> str:
     words = text.partition(" script: ")[0]
     if words.lower().startswith("unknown redis command") or words.startswith("unknown command"):
         return "error: unknown command"
-    return "error: " + ("in Lua" if "user_script" in words or "<python>" in words else words)
+    of_lua = words.startswith("Error compiling") or "user_script" in words or "<python>" in words
+    return "error: " + ("in Lua" if of_lua else words)
 
 
 def _compare(real: RealRedis, commands: Sequence[Command]) -> list[Any]:
