@@ -158,14 +158,20 @@ RECORDINGS: Mapping[str, int] = {
     "demo-93s": 1,
 }
 GRACES: Mapping[float, int] = {0.0: 1, 1.0: 2, 5.0: 3, 30.0: 1}
-RETENTIONS: Mapping[float, int] = {3.0: 1, 60.0: 4, 600.0: 1}
+RETENTIONS: Mapping[float, int] = {3.0: 2, 20.0: 3, 60.0: 2}
+LEASES: Mapping[float, int] = {2.0: 1, 10.0: 4, 30.0: 2}
 DRAINS: Mapping[float, int] = {0.0: 1, 2.0: 2, 30.0: 3}
 LATENCIES: Mapping[float, int] = {0.0: 4, 0.001: 2, 0.05: 2, 0.5: 1}
 MAX_RUNS: Mapping[int, int] = {1: 1, 2: 1, 8: 6}
 QUEUES: Mapping[int, int] = {0: 1, 2: 1, 4: 4}
 
 QUIET_SECONDS = 30.0
-"""From the last thing that is planned to the end at least; the world itself waits for those who still act."""
+LONG_QUIET_SECONDS = 600.0
+"""From the last thing that is planned to the end at least; the world itself waits for those who still act.
+
+A worker that is alone has next to nothing to do meanwhile: hours would cost nothing. Those that share speak all the
+time.
+"""
 
 
 class _Draw:
@@ -229,14 +235,14 @@ def draw(seed: int) -> Plan:
         max_runs=d.one_of(MAX_RUNS),
         queue=d.one_of(QUEUES),
         queue_seconds=d.spread(2.0),
-        lease=d.spread(6.0),
+        lease=d.spread(d.one_of(LEASES)),
         latency=d.one_of(LATENCIES),
         vendors=vendors,
         tools=tools,
         agents=agents,
         clients=clients,
         events=events,
-        until=round(last + QUIET_SECONDS),
+        until=round(last + (QUIET_SECONDS if shared else LONG_QUIET_SECONDS)),
     )
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
+from server.store.schema import schema_version
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -20,16 +21,23 @@ Ts = TypeVarTuple("Ts")
 class _Template(Database):
     """Migrated once in a process. All worlds use its engine, one after the other: SQL is compiled once."""
 
-    _image: bytes | None = None
-
     def world_engine(self) -> Engine:
-        """The engine, with nothing in its tables."""
+        """The engine, with nothing in its tables. Its one connection keeps what SQLite has prepared."""
         with self._engine.connect() as c:
             connection = cast(sqlite3.Connection, c.connection.dbapi_connection)
-            image = self._image = self._image or connection.serialize()
-            connection.deserialize(image)
+            connection.execute("PRAGMA foreign_keys = OFF")  # else it deletes row by row
+            for table in _tables():
+                connection.execute(f"DELETE FROM {table}")
             connection.execute("PRAGMA foreign_keys = ON")
         return self._engine
+
+
+@cache
+def _tables() -> list[str]:
+    """What a world writes to; and where SQLite counts."""
+    return [table.name for table in schema_version.metadata.sorted_tables if table is not schema_version] + [
+        "sqlite_sequence"
+    ]
 
 
 class SimulatedStore:

@@ -16,7 +16,7 @@ from server.admission import AdmissionLimits
 from server.keys import make_key
 from server.principal import KeyLimits
 from server.records import AgentRecord, MemorySettings
-from server.run_uploads import SharedLimits
+from server.run_uploads import ENDED_KEPT_SECONDS, SharedLimits
 from server.settings import ServerSettings
 from server.shared_log import SharedLog
 from server.store import keys as key_rows
@@ -43,8 +43,8 @@ TENANT = "tenant"
 PATIENCE_SECONDS = 3600.0
 """How long after the plan's end clients may still be at it; who is then hangs."""
 
-SETTLING_SECONDS = 100.0
-"""What everything has in the end that closes by itself: idle connections, what is kept to be written again."""
+SETTLING_SECONDS = ENDED_KEPT_SECONDS + 15.0
+"""What everything has in the end that goes by itself: idle connections, what is kept to be written again."""
 
 _PROVIDERS: Mapping[Wire, str] = {"openai": "openai_compatible", "anthropic": "anthropic", "gemini": "gemini"}
 
@@ -181,7 +181,7 @@ class World:
                     await self._nobody_acts.wait()
             if limit.cancelled_caught:
                 self.problems.append(f"{self._acting} clients hang")
-            await trio.sleep(_settling_seconds(self.plan))
+            await trio.sleep(self._seconds_to_settle())
             self._look_back()
             nursery.cancel_scope.cancel(reason="the end of the world")
 
@@ -191,6 +191,13 @@ class World:
         self.store.away = False
         if self.redis is not None:
             self.redis.away = False
+
+    def _seconds_to_settle(self) -> float:
+        """What the last runs may still take, and are kept for, once nobody acts any more."""
+        services = [life.services for life in self.all_lives() if life.alive and life.services is not None]
+        busy = any(part.supervisor.active_runs for part in services)
+        longest = max(agent.deadlines.total for agent in self.plan.agents) if busy else 0.0
+        return longest + self.plan.resume_grace + self.plan.retention + SETTLING_SECONDS
 
     def _look_back(self) -> None:
         from .aftermath import what_is_kept, what_is_left  # noqa: PLC0415 - they know the world
@@ -289,12 +296,6 @@ class World:
             key, texts[user] = make_key(TENANT, f"user{user}", False, "", KeyLimits(), now)
             engine.do(key_rows.create_key, key)
         return texts
-
-
-def _settling_seconds(plan: Plan) -> float:
-    """What the last run may take, and be kept for, once nobody acts any more."""
-    longest = max(agent.deadlines.total for agent in plan.agents)
-    return longest + plan.resume_grace + plan.retention + 2 * plan.lease + SETTLING_SECONDS
 
 
 def _settings(plan: Plan) -> ServerSettings:
