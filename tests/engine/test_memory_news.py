@@ -10,7 +10,20 @@ import pytest
 import trio
 import trio.testing
 
-from engine import Deadlines, Emit, Error, MemoryUpdate, ModelRequest, Run, StreamingConfig, TextPiece, ToolCallComplete
+from engine import (
+    Deadlines,
+    Emit,
+    Error,
+    FinishPiece,
+    MemoryUpdate,
+    ModelRequest,
+    Piece,
+    Run,
+    StreamingConfig,
+    TextPiece,
+    ToolCallComplete,
+    UsagePiece,
+)
 from engine.function_tool import FunctionTool, tool
 from engine.memory_news import MemoryNews
 from engine.tool_threads import ToolThreads
@@ -190,12 +203,14 @@ async def test_a_log_that_is_full_ends_the_run_and_nothing_else() -> None:
     assert run.log.terminal.code == "output_limit"
 
 
-async def test_a_model_that_speaks_in_a_thread_ends_its_run_and_nothing_else() -> None:
+@pytest.mark.parametrize("piece", [TextPiece("x"), UsagePiece(1, 1), FinishPiece("stop")], ids=["text", "usage", "end"])
+async def test_a_model_that_speaks_in_a_thread_ends_its_run_and_nothing_else(piece: Piece) -> None:
     async def answer(emit: Emit) -> None:
-        await trio.to_thread.run_sync(emit, [TextPiece("x")])
+        await trio.to_thread.run_sync(emit, [piece])
 
     run = Run("run", lasting(ProgrammedProvider(answer), resume_grace=inf))
     await run_read_by_one(run)
     assert isinstance(run.log.terminal, Error)
     assert run.log.terminal.code == "internal"
+    assert run.log.last_seq == 2, "nothing is said"
     assert_ended_once(run)

@@ -62,9 +62,10 @@ async def test_an_ended_run_holds_no_request(autojump_clock: MockClock, how: str
 
 
 async def test_an_ended_run_holds_the_answers_pieces_no_more(autojump_clock: MockClock) -> None:
-    word = "".join(["fo", "ur"])  # an object of its own
+    word = str(b"four", "ascii")  # an object of its own
     run = Run("run", spec_for(ScriptedProvider((1, text("twenty-", word)))))
     await run.execute()
+    gc.collect()
     assert run.response == "twenty-four"
     assert [holder for holder in gc.get_referrers(word) if isinstance(holder, list)] == []
 
