@@ -12,7 +12,7 @@ import trio
 
 from .asking import Asker
 from .http_client import request_bytes
-from .observations import Ending
+from .observations import Ending, Response
 
 HOSTILE_SECONDS = 60.0
 """A server that still holds the connection then may keep it for all the client cares."""
@@ -91,11 +91,10 @@ async def attack_worker(asker: Asker) -> None:
     stream = await asker.connect(worker, asker.plan.window)
     ending: Ending = "broken"
     if stream is not None:
-        with trio.move_on_after(HOSTILE_SECONDS) as limit, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        with trio.move_on_after(HOSTILE_SECONDS) as limit:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_send, stream, attack(asker.number))
-                while data := await stream.receive_some(asker.plan.read_bytes):
-                    response.body = (response.body + data)[:KEPT_BYTES]
+                await _listen(asker, stream, response)
                 nursery.cancel_scope.cancel(reason="the server has closed")
         ending = "left" if limit.cancelled_caught else "broken"
         stream.close()
@@ -103,6 +102,12 @@ async def attack_worker(asker: Asker) -> None:
         response.status = int(response.body[9:12])
     response.ending, response.ended_at = ending, trio.current_time()
     asker.note("attacked", status=response.status, ending=ending)
+
+
+async def _listen(asker: Asker, stream: trio.abc.ReceiveStream, response: Response) -> None:
+    with suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some(asker.plan.read_bytes):
+            response.body = (response.body + data)[:KEPT_BYTES]
 
 
 async def _send(stream: trio.abc.SendStream, acts: Iterable[Act]) -> None:

@@ -79,8 +79,8 @@ class UpstreamCall:
         worker: who asked.
         content_times: when each piece of content was sent whole.
         request: its bytes.
-        closed_at: when the caller's end of the connection was closed; None while it is open, and for a request
-            that another one followed on its connection.
+        closed_at: when it was over: the caller's end of the connection was closed, or ``answered_at``; None while it
+            is neither.
         answered_at: when the last byte of an answer went out that leaves the connection to further requests.
     """
 
@@ -113,6 +113,7 @@ class Observations:
         runs: by id.
         calls: in the order of arrival at vendors.
         stops: per run id, when a stop was answered with 200.
+        batches: per batch's id, its runs' ids as its clients were told.
         output: everything that was logged, as text.
         deaths, drains: when which worker died, or got its first SIGTERM: (time, worker).
         left_over: what was still there after the end: names of tasks, connections, slots, one line each.
@@ -125,6 +126,7 @@ class Observations:
     runs: dict[str, ObservedRun] = field(default_factory=dict)
     calls: list[UpstreamCall] = field(default_factory=list)
     stops: dict[str, float] = field(default_factory=dict)
+    batches: dict[str, list[str]] = field(default_factory=dict)
     output: str = ""
     deaths: list[tuple[float, int]] = field(default_factory=list)
     drains: list[tuple[float, int]] = field(default_factory=list)

@@ -141,6 +141,7 @@ class ReadingClient:
             elif b'"batch_start"' in frame.frame:
                 data = msgspec.json.decode(frame.frame.partition(b"data: ")[2])
                 self._run_ids = [run["run_id"] for run in data["runs"]]
+                self._asker.world.observations.batches[self.run_id] = self._run_ids
         if response.ending:
             self._asker.note(
                 "heard", request=response.what, status=response.status, ending=response.ending, last=self.last

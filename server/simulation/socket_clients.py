@@ -10,7 +10,7 @@ import msgspec
 import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnection, RejectData, Request, TextMessage
-from wsproto.utilities import RemoteProtocolError
+from wsproto.utilities import LocalProtocolError
 
 from engine.events import RETRY_MILLISECONDS
 from server.testing.memory_network import MemoryStream
@@ -135,7 +135,7 @@ class SocketClient:
         await self._say("subscribe", run_id=run_id, after=after)
 
     async def _say(self, kind: str, **fields: Any) -> None:
-        with suppress(RemoteProtocolError):  # the socket is closing
+        with suppress(LocalProtocolError):  # the socket is closing
             await self._send(self._ws.send(TextMessage(data=msgspec.json.encode({"type": kind} | fields).decode())))
 
     async def _send(self, data: bytes) -> None:
@@ -272,7 +272,7 @@ class SocketClient:
 
     async def _leave(self, *, reset: bool) -> None:
         if not reset and self._stream is not None:
-            with suppress(RemoteProtocolError):
+            with suppress(LocalProtocolError):
                 await self._send(self._ws.send(CloseConnection(code=1000)))
         self._close("left", reset=reset)
         self._left = True

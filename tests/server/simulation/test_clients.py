@@ -54,6 +54,8 @@ async def test_a_batch_is_one_stream(autojump_clock: MockClock) -> None:
     assert kinds(batch)[0] == "batch_start"
     assert kinds(batch)[-1] == "batch_done"
     assert kinds(batch).count("done") == 2
+    runs = {data(frame.frame)["run_id"] for frame in batch.frames[1:-1]}
+    assert set(scene.observations.batches[batch.run_id]) == runs
 
 
 async def test_who_leaves_and_resumes_gets_all_of_it_once(autojump_clock: MockClock) -> None:
@@ -226,6 +228,16 @@ async def test_hostile_clients_harm_nobody(autojump_clock: MockClock, number: in
     assert attack.ending in ("broken", "left")
     assert not 500 <= attack.status < 600
     assert said(chat) == TEXT
+
+
+async def test_an_attack_ends_with_its_connection(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene, trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: scene.act(number=3, manner="hostile"))
+        await trio.sleep(2.0)
+        for connection in scene.network.open_connections(LUMOS[0]):
+            connection.reset()
+    (attack,) = scene.observations.responses
+    assert (attack.ending, attack.ended_at) == ("broken", 2.0)
 
 
 async def test_the_same_clients_make_the_same_trace(autojump_clock: MockClock) -> None:

@@ -122,6 +122,7 @@ async def test_pieces_come_in_the_plans_time_and_are_noted(autojump_clock: MockC
     (call,) = scene.calls
     assert call.content_times == scene.times
     assert (call.vendor, call.number, call.opened_at, call.answered_at) == (3, 0, 0.0, 5.5)
+    assert call.closed_at == call.answered_at
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -146,7 +147,7 @@ async def test_tools_are_called_where_they_are_offered_and_have_no_result_yet(
         assert len(scene.network.connections) == 1, "kept alive"
         nursery.cancel_scope.cancel()
     assert [call.number for call in scene.calls] == [0, 1, 2, 3]
-    assert {call.closed_at for call in scene.calls} == {None}
+    assert [call.closed_at for call in scene.calls] == [call.answered_at for call in scene.calls]
 
 
 CODES: dict[UpstreamFault, tuple[str, float | None]] = {
@@ -187,7 +188,7 @@ async def test_a_fault_leads_to_its_code(
         scene = await ask(wire, nursery, AnswerPlan(reply=reply, fault=fault))
         events, seconds = await scene.run()
         await trio.testing.wait_all_tasks_blocked()
-        ends = [call.closed_at for call in scene.calls if call.answered_at is None]
+        ends = [call.closed_at for call in scene.calls]
         nursery.cancel_scope.cancel()
     error = events[-1]
     assert isinstance(error, Error)
