@@ -41,7 +41,8 @@ def _of_life(world: World, life: Life) -> Iterator[str]:
         "requests to vendors": 0 if life.transport is None else len(life.transport._in_use),
     }
     if life.shared is not None:
-        figures["runs to upload"] = len(life.shared.uploads._uploads)
+        uploads = life.shared.uploads._uploads.values()  # what is complete is dropped with the next that is written
+        figures["runs to upload"] = sum(1 for upload in uploads if not upload.complete)
     for what, count in figures.items():
         if count:
             yield f"{life.actor}: {count} {what}"
