@@ -109,8 +109,10 @@ def _stream(given: Answer, wire: Format, asked: Mapping[str, Any], answer_id: st
             yield LAST_CHUNK
         case "cut":
             yield "close"
-        case ending:
-            yield ending
+        case "reset":
+            yield "break"
+        case "hang":
+            yield "hang"
 
 
 def _encoder(recording: Recording, wire: Format, asked: Mapping[str, Any], answer_id: str) -> Encoder:

@@ -16,8 +16,12 @@ class Until:
     seconds: float
 
 
-Act: TypeAlias = bytes | float | Until | Literal["close", "reset", "hang"]
-"""One act of a script: bytes to send, seconds to wait, or an end; "hang" says nothing more until the client goes."""
+Act: TypeAlias = bytes | float | Until | Literal["close", "reset", "break", "hang"]
+"""One act of a script: bytes to send, seconds to wait, or an end.
+
+"reset" takes back what the client has not read, "break" lets it read that before it meets the reset; "hang" says nothing
+more until the client goes.
+"""
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PLAIN_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
@@ -62,6 +66,8 @@ async def play(stream: Any, script: Iterable[Act]) -> None:
                 await stream.aclose()
             case "reset":
                 stream.reset()
+            case "break":
+                stream.connection.cut(reset=True)
             case "hang":
                 while await stream.receive_some():
                     pass
