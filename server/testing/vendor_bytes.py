@@ -19,8 +19,8 @@ class Until:
 Act: TypeAlias = bytes | float | Until | Literal["close", "reset", "break", "hang"]
 """One act of a script: bytes to send, seconds to wait, or an end.
 
-"reset" takes back what the client has not read, "break" lets it read that before it meets the reset; "hang" says nothing
-more until the client goes.
+"reset" takes back what the client has not read, "break" lets it read that before it meets the reset; "hang" says
+nothing more until the client goes.
 """
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
