@@ -167,7 +167,7 @@ def test_a_shared_log_that_goes_and_comes_back_has_everything() -> None:
 
 
 def test_a_burst_is_more_clients() -> None:
-    result = outcome(events=(EventPlan(at=1.0, act="burst", number=12),), max_runs=4, queue=2, queue_seconds=1.0)
+    result = outcome(events=(EventPlan(at=1.0, act="burst", number=12),), max_runs=4, queue=2, queue_seconds=3.0)
     assert len(result.observations.responses) == 13
     assert {response.client for response in result.observations.responses} == set(range(13))
     assert answers_of(result).count(b"HTTP/1.1 503") == 7
