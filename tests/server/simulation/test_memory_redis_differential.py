@@ -284,3 +284,8 @@ def test_values_are_converted_as_a_real_redis_converts_them(real: RealRedis) -> 
             ["XADD", "a", "1-x", "b", "c"],
         ],
     )
+
+
+def test_what_is_set_anew_lives_for_ever(real: RealRedis) -> None:
+    answers = _compare(real, [["SET", "key", "1", "PX", LIVE], ["SET", "key", "2"], ["PTTL", "key"]])
+    assert answers[-1] == -1
