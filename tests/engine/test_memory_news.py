@@ -203,7 +203,7 @@ async def test_a_log_that_is_full_ends_the_run_and_nothing_else() -> None:
     assert run.log.terminal.code == "output_limit"
 
 
-@pytest.mark.parametrize("piece", [TextPiece("x"), UsagePiece(1, 1), FinishPiece("stop")], ids=["text", "usage", "end"])
+@pytest.mark.parametrize("piece", [FinishPiece("stop"), UsagePiece(1, 1), TextPiece("x")], ids=["end", "usage", "text"])
 async def test_a_model_that_speaks_in_a_thread_ends_its_run_and_nothing_else(piece: Piece) -> None:
     async def answer(emit: Emit) -> None:
         await trio.to_thread.run_sync(emit, [piece])

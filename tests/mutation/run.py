@@ -65,8 +65,8 @@ def judge(mutation: Mutation, code: int | None, output: str, seconds: float) -> 
         return Outcome(mutation, "", seconds)
     if code is None:
         return Outcome(mutation, "a hang", seconds)
-    if code == 1:
-        return Outcome(mutation, next(iter(noticed_by(output)), "a test"), seconds)
+    if code == 1:  # no summary: pytest-timeout has ended the process
+        return Outcome(mutation, next(iter(noticed_by(output)), "a hang"), seconds)
     last_line = (output.strip() or "nothing").splitlines()[-1]
     return Outcome(mutation, f"pytest ended with {code}: {last_line}", seconds, invalid=True)
 

@@ -62,3 +62,7 @@ def test_only_a_test_that_ran_and_failed_or_hung_has_caught_a_break(
 ) -> None:
     outcome = judge(ONE, code, SUMMARY, 1.0)
     assert (outcome.caught_by, outcome.invalid) == (caught_by, invalid)
+
+
+def test_a_process_that_ended_without_a_summary_hung() -> None:
+    assert judge(ONE, 1, "+++ Timeout +++", 1.0).caught_by == "a hang"
