@@ -25,7 +25,7 @@ UpstreamFault: TypeAlias = Literal[
     "stall",  # silence of ``seconds`` there, then on
     "stall_for_ever",
     "pings_only",  # keep-alives of the vendor's kind from there, for ever, every ``seconds``
-    "drip",  # one byte every ``seconds`` from there
+    "drip",  # one byte every ``seconds`` from there; behind 2,000 of them the rest at once
     "no_end_mark",  # the body ends cleanly without the vendor's end
     "error_event",  # the vendor's overloaded error in the stream, there
     "status_400",

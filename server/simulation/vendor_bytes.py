@@ -25,6 +25,9 @@ Timed: TypeAlias = tuple[float, bytes]
 SPLIT_SECONDS = 0.001
 """Between two reads that one send was cut into."""
 
+DRIP_BYTES = 2000
+"""What drips of an answer at most, so that no world is long in real time; the rest comes at once behind it."""
+
 ENDLESS_BYTES = 65_536
 ENDLESS_SECONDS = 0.01
 
@@ -268,8 +271,10 @@ def _held_or_cut(
 
 def _dripping(held: Iterable[Timed], seconds: float, last_chunk: bytes) -> Iterator[Timed]:
     for start, data in held:
-        for number, byte in enumerate(data + last_chunk, 1):
+        rest = data + last_chunk
+        for number, byte in enumerate(rest[:DRIP_BYTES], 1):
             yield start + seconds * number, bytes([byte])
+        yield start + seconds * (DRIP_BYTES + 1), rest[DRIP_BYTES:]
 
 
 def _chunk(data: bytes) -> bytes:
