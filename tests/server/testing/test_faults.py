@@ -118,7 +118,9 @@ def refuted() -> Callable[[ChatRun], dict[str, Callable[[], object]]]:
         r"the text differs from character 5 on: 'wo', not 'oo'": lambda: assert_text(run, "one too"),
         r"the text differs from character 7 on: it ends, not ' three'": lambda: assert_text(run, "one two three"),
         r"the run did not come to its end": lambda: assert_done(run),
-        r"the run failed with 'upstream\.overloaded' \(.*\), not with 'internal'": lambda: assert_error(run, "internal"),
+        r"the run failed with 'upstream\.overloaded' \(.*\), not with 'internal'": lambda: assert_error(
+            run, "internal"
+        ),
         r"the end came at 2 s, not at 3 s": lambda: assert_error(run, "upstream.overloaded", at=3),
         r"the run was not stopped": lambda: assert_stopped(run),
         r"there was no such call of 'order'; there were: none": lambda: assert_tool_called(run, "order"),
