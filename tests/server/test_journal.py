@@ -147,6 +147,18 @@ async def test_an_event_is_stored_at_most_250_ms_after_it_came(autojump_clock: M
             await trio.sleep(0.05)
 
 
+async def test_what_comes_while_the_journal_writes_is_in_the_next_write(autojump_clock: MockClock) -> None:
+    database = troubled()
+    database.seconds = 0.15
+    async with open_keeping_world(database=database) as world:
+        run = await start(world, ((0, (SENT,)), (1, text("a")), (1 + BATCH_SECONDS + 0.05, text("b")), (20, ())))
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, run)
+            await trio.sleep(5)
+            assert (run.response, run.log.ended) == ("ab", False)
+            assert await stored(database, run.id) == list(range(1, run.log.last_seq + 1))
+
+
 async def test_a_large_backlog_goes_in_bounded_transactions(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

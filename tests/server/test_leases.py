@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
+from trio.testing import MockClock
 
 from engine import Error, Run
-from server.leases import LOST_SEQ
+from server.leases import LOST_SEQ, Leases
 from server.redis_link import RedisAwayError
+from server.run_uploads import SharedLimits
+from server.shared_scripts import BURY, events_key, run_key, runs_key
 from tests.harness.redis import RedisServer
 from tests.server.shared_scene import (
     LEASE,
@@ -111,6 +116,14 @@ async def test_an_end_that_redis_did_not_take_is_written_again(
         assert [type(entry.event) for entry in entries].count(Error) == 1
 
 
+async def test_of_a_run_that_redis_has_let_go_an_heir_makes_nothing(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        heir = (await scene.worker("heir")).shared
+        await heir._link.ask("SADD", runs_key("dead"), "run")
+        await heir._leases.end_runs_of("dead")
+        assert await heir._link.ask("EXISTS", runs_key("dead"), run_key("run"), events_key("run")) == 0
+
+
 async def _stand_still(scene: Scene, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until others have taken the worker for dead: nothing of it reaches Redis."""
     name = worker.shared.worker
@@ -179,3 +192,34 @@ async def test_a_worker_whose_heart_stands_still_can_write_nothing_more(
         assert run.log.terminal.code == "worker_lost"
         raw = await two.shared._link.ask("XRANGE", f"lumos:{{{run.id}}}:events", "-", "+")
         assert [int(entry[0].partition(b"-")[0]) for entry in raw] == [entry.seq for entry in entries]
+
+
+class SilentRedis:
+    """A link to a Redis that knows one other worker, whose heart stands still; ``buried`` tells when it was buried."""
+
+    def __init__(self) -> None:
+        self.buried: list[float] = []
+
+    async def ask(self, *command: object) -> object:
+        await trio.lowlevel.checkpoint()
+        if command[0] == "HGETALL":
+            return {b"other": b"7"}
+        if command[:2] == tuple(BURY.call([])[:2]):
+            self.buried.append(trio.current_time())
+        return 0
+
+
+async def test_a_worker_that_stood_still_itself_looks_on_for_a_whole_lease(autojump_clock: MockClock) -> None:
+    link: Any = SilentRedis()
+    rounds = 0
+
+    async def stand_still_once() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 2:
+            await trio.sleep(100)
+
+    with trio.move_on_after(130):
+        await Leases(link, "this", SharedLimits(lease=9)).work(stand_still_once)
+    looked_again = 3 + 100 + 3.0
+    assert link.buried[0] == looked_again + 12, "the first look past a lease since then"
