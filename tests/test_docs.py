@@ -13,6 +13,7 @@ import pytest
 
 from engine.events import EVENT_TYPES
 from providers.recording import load
+from tests.harness.pytest_session import BOTH, run_pytest
 
 TEN_LINES = Path(__file__).parents[1] / "docs" / "ten_lines.py"
 TESTING = TEN_LINES.parent / "testing.md"
@@ -62,21 +63,8 @@ def test_the_page_of_testing_shows_tests_that_pass(tmp_path: Path) -> None:
         (tmp_path / name).write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     tests = sum(code.count("async def test_") for _, code in blocks)
-    plugins = ["-p", "trio", "-p", "anyio", "-p", "server.testing.plugin"]  # the last whether or not it is installed
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *plugins,
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        tmp_path,
-        tmp_path,
-    ]
-    variables = {**os.environ, "PYTHONPATH": str(TESTING.parents[1]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=50, check=False)
-    assert f"= {tests} passed in" in done.stdout, done.stdout + done.stderr
+    said = run_pytest(tmp_path, *BOTH)
+    assert f"= {tests} passed in" in said, said
 
 
 def test_no_block_of_the_page_of_testing_is_left_out() -> None:

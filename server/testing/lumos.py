@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import httpx
 import msgspec
@@ -94,9 +94,9 @@ class VirtualLumos:
             raise RuntimeError(NOT_TRIO)
         if not isinstance(trio.lowlevel.current_clock(), MockClock):
             raise RuntimeError(REAL_CLOCK)
-        self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.push_async_callback(self.model_client.aclose)
         self._stack.push_async_callback(self._client.aclose)
+        self._nursery = await self._stack.enter_async_context(trio.open_nursery())
         self._stack.callback(self._nursery.cancel_scope.cancel, reason="the test is over")
         for model in self.models.values():
             self._serve_model(model)
@@ -115,6 +115,21 @@ class VirtualLumos:
             self._nursery = None
 
     # --- What there is
+
+    @overload
+    def add_agent(self, agent: BasicAgent) -> None: ...
+
+    @overload
+    def add_agent(
+        self,
+        agent: str,
+        *answers: ModelAnswer,
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        deadlines: Deadlines | Mapping[str, float] | None = None,
+        provider: str = "openai",
+        retries: int = 0,
+        **settings: Any,
+    ) -> ModelServer: ...
 
     def add_agent(
         self,
@@ -273,18 +288,6 @@ class VirtualLumos:
                 self._services = await self._nursery.start(self._run_server)
 
     async def _run_server(self, *, task_status: trio.TaskStatus[Services]) -> None:  # noqa: ASYNC114 - started here alone
-        database = Database.open("sqlite://", inline=True)
-        self._stack.callback(database.close)
-        tools = InlineToolRegistry(self._tools)
-        foundations = Foundations(
-            database=database,
-            client=self.model_client,
-            environment=self.environment,
-            servers=McpServers([], self.environment),
-            tools=tools,
-            declared=self._declared,
-        )
-
         async def serve_until_end(services: Services) -> None:
             services = replace(services, agents=self._agents)
             listeners = [self.network.listen(*LUMOS)]
@@ -292,7 +295,16 @@ class VirtualLumos:
                 await nursery.start(serve, create_app(services), listeners, trio.Event(), self.settings.limits)
                 task_status.started(services)
 
-        await Composition(self.settings, foundations, keyed=False).run(serve_until_end, lambda _: None)
+        with closing(Database.open("sqlite://", inline=True)) as database:
+            foundations = Foundations(
+                database=database,
+                client=self.model_client,
+                environment=self.environment,
+                servers=McpServers([], self.environment),
+                tools=InlineToolRegistry(self._tools),
+                declared=self._declared,
+            )
+            await Composition(self.settings, foundations, keyed=False).run(serve_until_end, lambda _: None)
 
 
 class _Source:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.harness.pytest_session import BOTH, run_pytest
+
 ROOT = Path(__file__).parents[3]
-PLUGIN = ("-p", "server.testing.plugin")  # by its module, whether or not it is installed
 
 MARKED = """
 import pytest
@@ -100,24 +100,6 @@ def test_nothing_is_loaded():
 """
 
 
-def pytest_run(folder: Path, *options: str) -> str:
-    """What a session in a process of its own says, with these plugins alone (ours take a second to be loaded)."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *options,
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(folder),
-        str(folder),
-    ]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=50, check=False)
-    return done.stdout + done.stderr
-
-
 def test_both_plugins_in_one_suite(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (tmp_path / "test_marked.py").write_text(MARKED)
@@ -127,7 +109,7 @@ def test_both_plugins_in_one_suite(tmp_path: Path) -> None:
     (tmp_path / "ready" / "conftest.py").write_text("from server.testing.for_anyio import anyio_backend\n")
     (tmp_path / "ready" / "test_anyio.py").write_text(ANYIO)
     (tmp_path / "unready" / "test_unready.py").write_text(UNCONFIGURED)
-    said = pytest_run(tmp_path, *PLUGIN, "-p", "trio", "-p", "anyio", "-v", "--tb=short")
+    said = run_pytest(tmp_path, *BOTH, "-v", "--tb=short")
     outcomes = dict(re.findall(r"^(\S+::\S+) (PASSED|FAILED|SKIPPED|ERROR)", said, re.MULTILINE))
     assert outcomes == {
         "test_marked.py::test_passes": "PASSED",
@@ -153,7 +135,7 @@ def test_both_plugins_in_one_suite(tmp_path: Path) -> None:
 
 def test_a_session_that_does_not_use_it_loads_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_needless.py").write_text(NEEDLESS)
-    said = pytest_run(tmp_path, *PLUGIN)
+    said = run_pytest(tmp_path)
     assert "1 passed" in said, said
 
 
