@@ -40,6 +40,7 @@ BODIES: dict[str, tuple[bytes, list[bytes]]] = {
     "mixed line ends": (b"data: a\r\n\ndata: b\n\r\ndata: c\r\n\rdata: d\n\r", [b"a", b"b", b"c", b"d"]),
     "lines joined": (b"data: a\ndata: b\n\n", [b"a\nb"]),
     "lines joined over CR": (b"data: a\rdata: b\r\r", [b"a\nb"]),
+    "lines joined over CRLF": (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
     "blank lines between": (b"\n\n\ndata: a\n\n\n\n\ndata: b\n\n\n", [b"a", b"b"]),
     "one space off": (b"data:  a \n\n", [b" a "]),
     "no space": (b"data:a\n\n", [b"a"]),
