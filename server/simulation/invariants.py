@@ -21,6 +21,9 @@ Check: TypeAlias = Callable[[Plan, Observations], Iterator[str]]
 
 NANOSECOND = 1e-9
 
+JOURNAL_SECONDS = 1.0
+"""A worker that dies so shortly after a run's end may take it along: the journal writes every 250 ms."""
+
 BOUNDS = {
     "log_bytes": 9 * 2**20,  # of one run: 8 MiB, and the event that says so
     "journal_bytes": 64 * 2**20,
@@ -76,9 +79,12 @@ def nothing_after_a_stop(_: Plan, seen: Observations) -> Iterator[str]:
 def nobody_stops_what_nobody_stopped(_: Plan, seen: Observations) -> Iterator[str]:
     """A run that ends by request was stopped or deleted by somebody, in this world."""
     asked = {response.run_id for response in seen.responses if response.what in {"stop", "delete", "socket"}}
+    told = b"".join(response.body for response in seen.responses if response.what == "stop")  # a batch names its runs
     for run_id, run in seen.runs.items():
         end = _end(run)
-        if end and isinstance(end.event, AgentStopped) and end.event.reason == "requested" and run_id not in asked:
+        if end is None or not isinstance(end.event, AgentStopped) or end.event.reason != "requested":
+            continue
+        if run_id not in asked and run_id.encode() not in told:
             yield f"run {run_id} was stopped by nobody"
 
 
@@ -107,7 +113,7 @@ def _fired_on_time(
         since = [run.started_at]
     else:
         since = [at for call in seen.calls if call.worker == run.worker for at in _moments(call, phase, plan.latency)]
-        since += [run.started_at] if phase == "connect" else []
+        since += [entry.at for entry in run.events]  # a step's request on a connection that nobody reads any more
     if phase != "connect" and not any(abs(at + seconds - end.at) <= NANOSECOND for at in since):
         yield f"run {run.run.id} ended in {end.event.code} at {end.at}: {seconds} s after nothing"
     if phase == "connect" and end.at < run.started_at + seconds - NANOSECOND:
@@ -147,7 +153,7 @@ def the_store_agrees(plan: Plan, seen: Observations) -> Iterator[str]:
     for run_id, run in seen.runs.items():
         kept = seen.kept.get(run_id)
         if run_id in deleted or kept is None:
-            if kept is None and run_id not in deleted and not _died(seen, run) and not store_failed:
+            if kept is None and run_id not in deleted and not _died(seen, run, JOURNAL_SECONDS) and not store_failed:
                 yield f"run {run_id} is not in the store"
             continue
         logged = {entry.seq: data_of(entry.frame) for entry in run.events}
@@ -155,7 +161,7 @@ def the_store_agrees(plan: Plan, seen: Observations) -> Iterator[str]:
         if wrong:
             yield f"run {run_id}: the store has other events at {wrong}"
         end = _end(run)
-        if end is None or store_failed or _died(seen, run):
+        if end is None or store_failed or _died(seen, run, JOURNAL_SECONDS):
             continue
         if kept.status != end.event.__struct_config__.tag:
             yield f"run {run_id} ended in {end.event}; the store says {kept.status}"
@@ -210,11 +216,12 @@ def _end(run: ObservedRun) -> LoggedEvent | None:
     return last if last is not None and isinstance(last.event, TERMINAL_EVENT_TYPES) else None
 
 
-def _died(seen: Observations, run: ObservedRun) -> bool:
-    """Whether its worker's life ended while it was under way."""
+def _died(seen: Observations, run: ObservedRun, after: float = 0.0) -> bool:
+    """Whether its worker's life ended while it was under way, or no more than so many seconds after its end."""
     end = _end(run)
     return any(
-        worker == run.worker and run.started_at <= at and (end is None or at <= end.at) for at, worker in seen.deaths
+        worker == run.worker and run.started_at <= at and (end is None or at <= end.at + after)
+        for at, worker in seen.deaths
     )
 
 

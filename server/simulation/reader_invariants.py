@@ -97,7 +97,10 @@ def statuses_are_known(_: Plan, seen: Observations) -> Iterator[str]:
     for response in seen.responses:
         if response.status and response.status not in STATUSES.get(response.what, {response.status}):
             yield f"{_name(response)} was answered {response.status}: {response.body[:200]!r}"
-        if response.status in {429, 503} and "retry-after" not in response.headers and _is_refusal(response):
+        is_failed_run = (
+            b'"run_id"' in response.body
+        )  # an answer that was to come whole; when to ask again, nobody knows
+        if response.status in {429, 503} and "retry-after" not in response.headers and not is_failed_run:
             yield f"{_name(response)} got {response.status} without Retry-After: {response.body[:200]!r}"
         if response.status >= 400 and response.what in STATUSES and not _is_refusal(response):
             yield f"{_name(response)} got {response.status} without a code: {response.body[:200]!r}"
