@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, cached_property
 from typing import TypeVar, TypeVarTuple, cast
 
 from sqlalchemy import Connection, Engine
@@ -21,15 +21,22 @@ Ts = TypeVarTuple("Ts")
 class _Template(Database):
     """Migrated once in a process. All worlds use its engine, one after the other: SQL is compiled once."""
 
-    def world_engine(self) -> Engine:
-        """The engine, with nothing in its tables. Its one connection keeps what SQLite has prepared."""
-        with self._engine.connect() as c:
-            connection = cast(sqlite3.Connection, c.connection.dbapi_connection)
-            connection.execute("PRAGMA foreign_keys = OFF")  # else it deletes row by row
-            for table in _tables():
-                connection.execute(f"DELETE FROM {table}")
-            connection.execute("PRAGMA foreign_keys = ON")
-        return self._engine
+    def for_world(self) -> tuple[Engine, Connection, Connection]:
+        """The engine, with nothing in its tables, and a connection to read and one to write with.
+
+        Below them is one connection of SQLite's, so that it keeps what it has prepared.
+        """
+        reading, writing = self._connections
+        connection = cast(sqlite3.Connection, reading.connection.dbapi_connection)
+        connection.execute("PRAGMA foreign_keys = OFF")  # else it deletes row by row
+        for table in _tables():
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return self._engine, reading, writing
+
+    @cached_property
+    def _connections(self) -> tuple[Connection, Connection]:
+        return self._engine.connect(), self._writing_engine.connect()
 
 
 @cache
@@ -49,7 +56,7 @@ class SimulatedStore:
 
     def __init__(self) -> None:
         self.away = False
-        self._engine = _template().world_engine()
+        self._engine, self.reading, self.writing = _template().for_world()
         self._present: list[WorkerDatabase] = []
         self.direct = WorkerDatabase(self, self._engine, lambda: True)
 
@@ -95,6 +102,10 @@ class WorkerDatabase(Database):
 
     def close(self) -> None:
         """Nothing: the store outlasts it."""
+
+    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
+        """One of the store's two, which stay: nobody else asks meanwhile."""
+        return nullcontext(self._store.writing if engine is self._writing_engine else self._store.reading)
 
     def _run(self, engine: Engine, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         if not self.is_alive():

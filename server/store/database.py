@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
@@ -139,9 +139,13 @@ class Database:
         self._closed = True
         self._engine.dispose()
 
+    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
+        """A connection for one transaction."""
+        return engine.connect()
+
     def _run(self, engine: Engine, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         try:
-            with engine.connect() as c:
+            with self._connected(engine) as c:
                 try:
                     with c.begin():
                         return function(c, *args)
