@@ -73,6 +73,14 @@ async def test_who_leaves_and_resumes_gets_all_of_it_once(autojump_clock: MockCl
     assert said(first, second, third) == TEXT
 
 
+async def test_who_resets_sends_more_than_an_end(autojump_clock: MockClock) -> None:
+    async with open_scene() as scene:
+        await scene.act(after(1.0, "reset"))
+        await scene.act(after(1.0, "leave"), number=1)
+        broken = [c.to_server.broken for c in scene.network.connections if c.server.socket.local == LUMOS]
+    assert broken == [True, False]
+
+
 @pytest.mark.parametrize("manner", ["stream", "batch"])
 async def test_a_stop_is_noted_when_it_is_answered(autojump_clock: MockClock, manner: str) -> None:
     async with open_scene() as scene:
@@ -155,7 +163,10 @@ async def test_who_has_all_is_told_so(autojump_clock: MockClock) -> None:
 async def test_a_slow_reader_gets_larger_pieces_and_all_of_the_text(autojump_clock: MockClock) -> None:
     reply = ReplyPlan(characters=20_000, pieces=200)
     async with open_scene(AnswerPlan(reply=reply), window=2048) as scene:
+        scene.network.window = 65_536
         (chat,) = await scene.act(read_bytes=4096, read_pause=0.5, window=2048)
+        windows = {c.to_client.window for c in scene.network.connections if c.server.socket.local == LUMOS}
+    assert windows == {2048}
     assert chat.ending == "whole"
     assert len(said(chat)) == 20_000
     assert kinds(chat).count("content") < 100

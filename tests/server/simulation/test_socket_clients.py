@@ -134,6 +134,7 @@ async def test_a_slow_socket_gets_all_of_the_text(autojump_clock: MockClock) -> 
         (socket,) = await scene.act(manner="socket", read_bytes=4096, read_pause=0.5, window=2048)
     assert socket.ending == "whole"
     assert len(said(socket)) == 20_000
+    assert socket.ended_at > 5.0
 
 
 async def test_a_run_that_never_ends_is_left_to_see(autojump_clock: MockClock) -> None:

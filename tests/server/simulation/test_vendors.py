@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from engine import BasicAgent, Deadlines, Error, Event, GenerationComplete, StreamingAgent, StreamingConfig
 from engine.events import TextDelta
-from engine.pieces import FinishPiece, Piece, TextPiece, ToolCallPiece, UsagePiece
+from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
 from engine.provider import Message, ModelRequest, ToolCall, ToolSpec
 from providers.anthropic import AnthropicWire
 from providers.gemini import GeminiWire
@@ -123,6 +123,19 @@ async def test_pieces_come_in_the_plans_time_and_are_noted(autojump_clock: MockC
     assert call.content_times == scene.times
     assert (call.vendor, call.number, call.opened_at, call.answered_at) == (3, 0, 0.0, 5.5)
     assert call.closed_at == call.answered_at
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_the_last_byte_of_a_piece_completes_it(autojump_clock: MockClock, wire: Wire) -> None:
+    reply = ReplyPlan(pieces=5, first_after=1.5, seconds=4.0)
+    async with trio.open_nursery() as nursery:
+        scene = await ask(wire, nursery, AnswerPlan(reply=reply, close_delimited=True))
+        await scene.pieces()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    (call,) = scene.calls
+    assert call.content_times == scene.times == [1.5, 2.5, 3.5, 4.5, 5.5]
+    assert (call.closed_at, call.answered_at) == (5.5, None)
 
 
 @pytest.mark.parametrize("wire", WIRES)
@@ -306,6 +319,27 @@ def test_the_same_seed_cuts_alike_and_another_one_does_not(wire: Wire) -> None:
     whole = b"".join(data for _, data in sends(0))
     assert b"".join(data for _, data in sends(1)) == whole
     assert len(sends(0)) < len(sends(1))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_content_is_noted_at_the_very_byte_that_completes_it(wire: Wire) -> None:
+    request = ModelRequest((Message("user", "hi"),), "m", tools=(LOOKUP,))
+    asked = read_request(wire, PROVIDER_WIRES[wire].request(request, Endpoint("http://v")).content)
+    reply = ReplyPlan(pieces=4, reasoning=True, tools=("lookup",), pieces_per_read=3)
+    script = make_script(wire, AnswerPlan(reply=reply, close_delimited=True), asked, "x", "")
+    sent = b"".join(data for _, data in script.sends)
+    start = sent.index(b"\r\n\r\n") + 4
+    decoder, whole_at = PROVIDER_WIRES[wire].decoder(), []
+    for end in range(start + 1, len(sent) + 1):
+        pieces: list[Piece] = []
+        decoder.feed(sent[end - 1 : end], pieces)
+        if any(isinstance(piece, TextPiece | ReasoningPiece | ToolCallPiece) for piece in pieces):
+            whole_at.append(end)
+    assert list(script.content_ends) == whole_at
+    chunked = make_script(wire, AnswerPlan(reply=reply), asked, "x", "")
+    sent = b"".join(data for _, data in chunked.sends)
+    assert len(chunked.content_ends) == len(whole_at)
+    assert {sent[end - 3 : end] for end in chunked.content_ends} == {b"}\n\n"}
 
 
 def test_example_arguments_fit_every_kind_of_schema() -> None:
