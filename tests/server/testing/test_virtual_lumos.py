@@ -131,7 +131,8 @@ async def test_stop_keeps_the_text(virtual_lumos: VirtualLumos, replay: Replay) 
     assert response.status_code == 200
     assert_stopped(run, at=2.0)
     assert_text(run, "one two")
-    await assert_nothing_left(virtual_lumos)
+    await assert_nothing_left(virtual_lumos, within=5)
+    assert trio.current_time() == 2  # it waits only if there is something left
 
 
 async def test_slow_and_cut_networks(virtual_lumos: VirtualLumos, replay: Replay, faults: Faults) -> None:
@@ -189,6 +190,13 @@ async def test_recordings_by_name_by_file_and_with_steps(
     assert_done(run, short.text, at=short.recording.duration_ns / 1e9)
     steps = replay.steps("demo-tools")
     assert len(steps) == 2
+
+
+async def test_the_servers_own_tools_take_no_thread(virtual_lumos: VirtualLumos) -> None:
+    run = await virtual_lumos.chat("demo-tools")
+    calls = [call for call in run.tool_calls if call.name in ("calculator", "current_time")]
+    assert len({call.ended for call in calls}) == 1  # both at the moment of the second one
+    assert_done(run)
 
 
 async def test_the_rest_of_the_surface(virtual_lumos: VirtualLumos, replay: Replay) -> None:
