@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import trio
 
-from engine import AgentStarted, BasicAgent, GenerationComplete, TextDelta
-from engine.tools import ToolUse
+from engine import AgentStarted, BasicAgent, GenerationComplete, Owner, TextDelta
+from engine.function_tool import tool
+from engine.tools import ToolContext, ToolUse
 from providers.openai_chat import OpenAIChatProvider
 from providers.recording import dump
 from server.agents import AgentsFileError
@@ -28,6 +30,7 @@ from server.testing import (
     assert_ttfb,
     assert_ttft,
 )
+from server.testing.tools import InlineToolRegistry
 
 
 def double(number: int) -> int:
@@ -65,14 +68,14 @@ async def test_reasoning_counts_as_first_content(virtual_lumos: VirtualLumos, re
     assert_ttft(run, 3.0)
 
 
-@pytest.mark.parametrize("tool", [double, slow_double])
-async def test_tools_are_called_in_the_world(virtual_lumos: VirtualLumos, replay: Replay, tool: object) -> None:
-    name = tool.__name__  # type: ignore[attr-defined]
+@pytest.mark.parametrize("function", [double, slow_double])
+async def test_tools_are_called_in_the_world(virtual_lumos: VirtualLumos, replay: Replay, function: object) -> None:
+    name = function.__name__  # type: ignore[attr-defined]
     answers = replay.tool_call(name, {"number": 21}, text="Let me see.", at=1.0), replay.text("It is 42.", first=0.5)
-    virtual_lumos.add_agent("helper", *answers, tools=[tool])  # type: ignore[list-item]
+    virtual_lumos.add_agent("helper", *answers, tools=[function])  # type: ignore[list-item]
     run = await virtual_lumos.chat("helper")
     call = assert_tool_called(run, name, arguments={"number": 21}, result=42, failed=False)
-    assert (call.started, call.ended) == ((1.0, 1.0) if tool is double else (1.0, 3.0))
+    assert (call.started, call.ended) == ((1.0, 1.0) if function is double else (1.0, 3.0))
     assert_done(run, "Let me see.\n\nIt is 42.")
 
 
@@ -192,11 +195,15 @@ async def test_recordings_by_name_by_file_and_with_steps(
     assert len(steps) == 2
 
 
-async def test_the_servers_own_tools_take_no_thread(virtual_lumos: VirtualLumos) -> None:
-    run = await virtual_lumos.chat("demo-tools")
-    calls = [call for call in run.tool_calls if call.name in ("calculator", "current_time")]
-    assert len({call.ended for call in calls}) == 1  # both at the moment of the second one
-    assert_done(run)
+async def test_tools_of_the_server_and_of_packages_take_no_thread() -> None:
+    def where() -> int:
+        return threading.get_ident()
+
+    (found,) = InlineToolRegistry(built_in={"where": tool(where)}).find(["where"])
+    context = ToolContext(
+        run_id="r", call_id="c", agent_id="a", owner=Owner(), memory=None, memory_updated=lambda _key, _operation: None
+    )
+    assert (await found.call("{}", context)).value == threading.get_ident()
 
 
 async def test_the_rest_of_the_surface(virtual_lumos: VirtualLumos, replay: Replay) -> None:
