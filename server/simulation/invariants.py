@@ -79,12 +79,12 @@ def nothing_after_a_stop(_: Plan, seen: Observations) -> Iterator[str]:
 def nobody_stops_what_nobody_stopped(_: Plan, seen: Observations) -> Iterator[str]:
     """A run that ends by request was stopped or deleted by somebody, in this world."""
     asked = {response.run_id for response in seen.responses if response.what in {"stop", "delete", "socket"}}
-    told = b"".join(response.body for response in seen.responses if response.what == "stop")  # a batch names its runs
+    asked |= {run_id for batch_id in asked for run_id in seen.batches.get(batch_id, ())}
     for run_id, run in seen.runs.items():
         end = _end(run)
         if end is None or not isinstance(end.event, AgentStopped) or end.event.reason != "requested":
             continue
-        if run_id not in asked and run_id.encode() not in told:
+        if run_id not in asked:
             yield f"run {run_id} was stopped by nobody"
 
 

@@ -13,7 +13,7 @@ from server.log_followers import RESERVED_SEQ
 from .observations import Observations, Response, SeenFrame
 from .plan import Plan
 
-_OF_RUNS = ("chat", "events")
+_OF_RUNS = ("chat", "events", "socket")
 _OF_BATCHES = ("batch", "batch_events")
 _ENDS = re.compile(rb'"chunk_type":"(done|error|stop|batch_done)"')
 _ID = re.compile(r"([A-Za-z0-9_-]{22})\.(\d+)", re.ASCII)
