@@ -13,7 +13,8 @@ from engine import LogEntry, Run
 from server.journal_log import EventsDroppedError
 from server.keys import parse_key
 from server.principal import KeyLimits
-from server.socket_session import MAX_SUBSCRIPTIONS, TURN_BYTES
+from server.socket_reading import TURN_BYTES
+from server.socket_session import MAX_SUBSCRIPTIONS
 from server.store import keys as key_rows
 from server.store.errors import StoreUnavailableError
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
