@@ -101,7 +101,7 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
 
 
 def _use_wal(connection: sqlite3.Connection, busy_timeout: float) -> None:
-    """Have the file in WAL mode. While another writes in a new file SQLite refuses that at once, busy timeout or not."""
+    """Have the file in WAL mode. SQLite refuses that at once while another writes in a new file."""
     give_up_at = time.monotonic() + busy_timeout
     while True:
         try:
