@@ -221,7 +221,7 @@ async def test_a_full_worker_answers_503_and_serves_again_once_a_run_has_ended(a
         async with world.open_chat(on_disconnect="cancel") as answer:
             assert answer.response.status_code == 200
             ready = (await world.client.get("http://lumos/health/ready")).json()
-            assert ready == {"status": "ok", "active_runs": 1, "queued_runs": 0, "saturated": True}
+            assert {"status": "ok", "active_runs": 1, "queued_runs": 0, "saturated": True}.items() <= ready.items()
             refused = await world.client.post(STREAM_URL, json={"message": "hi"})
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
             assert refused.json()["code"] == "SERVICE_UNAVAILABLE"
