@@ -65,15 +65,13 @@ _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.+)$")
 
 def refusals(route: Route) -> tuple[int, ...]:
     """The statuses that the route may refuse a request with."""
-    statuses = {400, 403, 421, 500, *route.refusals}
+    statuses = {400, 403, 421, 422, 500, *route.refusals}  # 422: any may come with a parameter that there is not
     if not route.open:
         statuses |= {401, 429, 503}
     if route.path_ids:
         statuses.add(404)
-    if not route.raw_query:  # one that is not known is refused, so those without any can too
-        statuses.add(422)
     if route.body is not None:
-        statuses |= {408, 413, 415, 422}
+        statuses |= {408, 413, 415}
     return tuple(sorted(statuses))
 
 
