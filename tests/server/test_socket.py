@@ -291,6 +291,8 @@ async def test_a_run_that_cannot_be_read_ends_its_subscription_alone(
         monkeypatch.setattr(log, "read", fail)
         refused = await socket.hear_until("error")
         assert (refused["code"], refused["run_id"]) == (code, left)
+        assert "request_id" not in refused, "it answers nothing"
+        assert refused.get("retry_after") == (5 if code == "SERVICE_UNAVAILABLE" else None)
         monkeypatch.undo()
         await socket.say("subscribe", run_id=left, after=len(events(socket, left)))
         await hear_ends(socket, left, right)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import trio
@@ -10,12 +11,15 @@ from trio.testing import MockClock
 
 from engine import RetentionLimits
 from server.admission import Admission, AdmissionLimits
+from server.requests import MAX_MESSAGE_CHARS, ChatRequest
+from server.socket_messages import ClientMessage, End, ServerMessage
 from tests.engine.scripted import FOREVER, text
 from tests.harness.websocket_client import WebSocketClient, open_socket
 from tests.harness.world import open_keeping_world, open_world
 from tests.server.api_scene import API
 from tests.server.socket_scene import assert_whole, ended, events, find, hear_ends, refusal, speaking, start, two
 
+PAGE = Path(__file__).parents[2] / "docs" / "socket.md"
 UNKNOWN = "z" * 22
 FORGET_AT_ONCE = RetentionLimits(seconds=0.0, runs=0)
 
@@ -61,6 +65,13 @@ async def test_a_name_that_cannot_be_is_refused(request_id: object, autojump_clo
 async def test_unsubscribing_a_run_that_is_not_subscribed_changes_nothing(autojump_clock: MockClock) -> None:
     async with open_world() as world, open_socket(world) as socket:
         assert await socket.ask("unsubscribe", run_id=UNKNOWN) == {"type": "unsubscribed", "run_id": UNKNOWN}
+
+
+async def test_a_chat_that_is_too_long_is_refused_as_over_http(autojump_clock: MockClock) -> None:
+    async with open_world() as world, open_socket(world) as socket:
+        two(world)
+        answer = await ask(socket, "start", agent_id="left", message="x" * (MAX_MESSAGE_CHARS + 1))
+        assert answer["code"] == "PAYLOAD_TOO_LARGE"
 
 
 # Who leaves
@@ -158,3 +169,17 @@ async def test_an_ended_run_is_read_from_the_store(autojump_clock: MockClock) ->
                 "code": "INVALID_CURSOR",
                 "run_id": run_id,
             }
+
+
+# The page
+
+
+def test_the_page_names_every_message_and_field() -> None:
+    said, _, heard = PAGE.read_text().partition("## What you hear")
+    for kinds, page in ((get_args(ClientMessage), said), ((*get_args(ServerMessage), End), heard)):
+        rows = [line for line in page.splitlines() if line.startswith("| `")]
+        for kind in kinds:
+            row = next(row for row in rows if f"`{kind.__struct_config__.tag}`" in row.split("|")[1])
+            fields = {*kind.__struct_fields__} - {*ChatRequest.__struct_fields__}
+            fields -= set() if page is heard else {"request_id"}
+            assert [field for field in sorted(fields) if f"`{field}`" not in row] == []
