@@ -70,7 +70,7 @@ class BatchRefusal(_BatchEvent, frozen=True, tag="batch_error"):
 
 
 class BatchComplete(_BatchEvent, frozen=True, tag="batch_done"):
-    """Always the last frame of a batch, after each run's own last one."""
+    """The last frame of a batch, after each run's own last one."""
 
     batch_id: str
     runs: tuple[BatchedEnd, ...]

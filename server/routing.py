@@ -96,6 +96,7 @@ class Route:
         answer: the type of ``data``; None for an answer without content.
         status: of the answer when all went well.
         answer_json: the type of an answer of ``STREAM`` to who accepts JSON rather; it is not wrapped.
+        frames: of an answer of ``STREAM``: a run's events, or a batch's.
         also: other good statuses, with what they mean.
         refusals: statuses that the handler may refuse with, beside those that every such route may.
         headers: request headers that the handler reads, with what they are for.
@@ -117,6 +118,7 @@ class Route:
     raw_query: bool = False
     answer: Any = None
     answer_json: Any = None
+    frames: Literal["Event", "BatchEvent"] = "Event"
     status: int = 200
     also: Mapping[int, str] = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
