@@ -207,6 +207,33 @@ async def test_whatever_happens_no_place_is_lost_or_doubled(autojump_clock: Mock
     assert most == 3
 
 
+async def test_who_waits_is_refused_when_the_door_closes_and_so_is_who_comes_later(autojump_clock: MockClock) -> None:
+    door = admission()
+    place = await door.enter(None)
+    async with trio.open_nursery() as nursery:
+        queue = Queue(nursery, door)
+        await queue.start("second", "a")
+        await queue.start("third")
+        await trio.sleep(1)
+        door.close()
+        place.close()
+        await queue.start("fourth")
+    assert sorted(queue.refused) == [("fourth", 1.0), ("second", 1.0), ("third", 1.0)]
+    assert queue.got == []
+    assert (door.taken, door.queued, door.refused) == (0, 0, 3)
+
+
+async def test_who_was_called_when_the_door_closes_has_its_place(autojump_clock: MockClock) -> None:
+    door = admission()
+    place = await door.enter(None)
+    async with trio.open_nursery() as nursery:
+        queue = Queue(nursery, door)
+        await queue.start("second")
+        place.close()
+        door.close()
+    assert (queue.got, queue.refused, door.taken) == ([("second", 0.0)], [], 1)
+
+
 # Through HTTP
 
 
