@@ -117,7 +117,7 @@ async def test_a_start_again_on_the_same_socket_says_where_its_events_are(autoju
 
 @pytest.mark.parametrize("late", [False, True], ids=["live", "after the end"])
 @pytest.mark.parametrize("after", [1, 5])
-async def test_a_start_again_goes_on_after_the_last_event(after: int, ended: bool, autojump_clock: MockClock) -> None:
+async def test_a_start_again_goes_on_after_the_last_event(after: int, late: bool, autojump_clock: MockClock) -> None:
     async with open_keeping_world() as world:
         provider = add_agent(world)
         async with open_socket(world) as first:
