@@ -106,7 +106,8 @@ class RunDirectory:
     async def find(self, run_id: str) -> RunHandle | None:
         """The run of that id; None if nobody knows of one.
 
-        A source that has its events wins over one that cannot tell, and that one over one where they are gone.
+        A source that has its events wins over one that cannot tell, and that one over one where they are gone. Of two
+        where they are gone, the last one's view counts: the store knows more than what workers share.
 
         Raises:
             GoneError, ElsewhereError: it is known, without its events.
@@ -125,7 +126,7 @@ class RunDirectory:
                 if handle is not None:
                     return handle
         if failures:
-            raise min(failures, key=_weight)
+            raise min(reversed(failures), key=_weight)
         return None
 
     def local(self, run: Run) -> RunHandle:
@@ -166,7 +167,7 @@ class LocalRun:
             await source.forget(self.run_id)
 
 
-_WEIGHTS = (SourceUnavailableError, ElsewhereError, GoneError)
+_WEIGHTS = (SourceUnavailableError, GoneError, ElsewhereError)
 
 
 def _weight(failure: Exception) -> int:

@@ -141,6 +141,11 @@ class RunUploads:
         upload = self._uploads.get(batch_id)
         return upload.of if upload is not None and isinstance(upload.of, BatchUpload) else None
 
+    def ending(self, run_id: str) -> list[str]:
+        """What its hash is to say of a run that has ended and is written here, fields and values; nothing of others."""
+        upload = self._uploads.get(run_id)
+        return [] if upload is None or not upload.log.ended else _flat(upload.end().items())
+
     def hurry(self, run_id: str, read_elsewhere: bool) -> None:
         """Whether others wait for each event of this run: it is written without gathering then."""
         if read_elsewhere:

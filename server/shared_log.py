@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+import msgspec
 import trio
 
-from engine import Owner, Run, RunSupervisor, TextDelta, UsageUpdate
+from engine import Run, RunSupervisor
 
 from .batch_log import Batch
 from .leases import Leases
@@ -23,8 +24,8 @@ from .remote_log import RemoteLog, RemoteLogs
 from .remote_readers import RemoteReaders
 from .run_directory import GoneError, SourceUnavailableError
 from .run_uploads import RunUploads, SharedLimits
-from .run_view import RunView, status_of
 from .shared_batches import BATCH, IN_BATCH, JOIN, BatchUpload, SharedBatch
+from .shared_run import SharedRun, forgotten_view, owner_of
 from .shared_scripts import FORGET, SCRIPTS, events_key, inbox_key, run_key
 from .worker_mail import Forget, Left, Mail, Reading, Stop, encode_mail, parse_mail
 
@@ -121,10 +122,10 @@ class SharedLog:
             facts = await self._ask_facts(run_id)
             if not facts or BATCH in facts:
                 return None
-            run = SharedRun(run_id, facts, self.logs.get(run_id, facts["worker"]), self)
             if facts["status"] == "forgotten":
                 self.logs.drop(run_id)
-                raise GoneError(run.view(), run.owner)
+                raise GoneError(forgotten_view(run_id, facts), owner_of(facts))
+            run = SharedRun(run_id, facts, self.logs.get(run_id, facts["worker"]), self)
             await self._catch_up(run.log)
         except RedisAwayError as error:
             raise SourceUnavailableError(str(error)) from error
@@ -172,12 +173,14 @@ class SharedLog:
 
     async def forget(self, run_id: str) -> None:
         """Drop what Redis has of the run, and of its batch; who reads the run just now still gets its end."""
+        ending = self.uploads.ending(run_id)
         self.uploads.abandon(run_id)
+        times = (FORGETTING_MILLISECONDS, self._limits.retention_milliseconds)
         try:
             batch_id = await self._link.ask("HGET", run_key(run_id), IN_BATCH)
             for each in (run_id,) if batch_id is None else (run_id, batch_id.decode()):
-                keys = [events_key(each), run_key(each)]
-                await self._link.ask(*FORGET.call(keys, FORGETTING_MILLISECONDS, self._limits.retention_milliseconds))
+                known = msgspec.json.encode(ending if each == run_id else [])
+                await self._link.ask(*FORGET.call([events_key(each), run_key(each)], *times, known))
         except RedisAwayError as error:
             raise SourceUnavailableError(str(error)) from error
 
@@ -331,59 +334,6 @@ class SharedLog:
         return f"{self._worker_id}.{secrets.token_urlsafe(9)}"
 
 
-class SharedRun:
-    """Another worker's run; a ``RunHandle``."""
-
-    memory_updates = 0
-
-    def __init__(self, run_id: str, facts: dict[str, str], log: RemoteLog, shared: SharedLog) -> None:
-        self.run_id = run_id
-        self.agent_id = facts.get("agent_id", "")
-        self.owner = Owner(
-            tenant_id=facts.get("tenant_id", ""),
-            user_id=facts.get("user_id", ""),
-            session_id=facts.get("session_id", ""),
-        )
-        self.log = log
-        self._facts = facts
-        self._shared = shared
-
-    def view(self) -> RunView:
-        """Its state, as far as it is known here."""
-        terminal = self.log.terminal
-        events = [entry.event for entry in self.log.entries]
-        said = "".join(event.content for event in events if isinstance(event, TextDelta))
-        reported = [event.usage for event in events if isinstance(event, UsageUpdate)]
-        return RunView(
-            run_id=self.run_id,
-            agent_id=self.agent_id,
-            status="running" if terminal is None else status_of(terminal),
-            last_seq=self.log.last_seq,
-            response=said if terminal is None else terminal.response,
-            elapsed_ms=_number(self._facts.get("elapsed_ms")),
-            ttfb_ms=_number(self._facts.get("ttfb_ms")),
-            usage=terminal.usage if terminal is not None else reported[-1] if reported else None,
-            terminal=terminal,
-        )
-
-    async def stop(self, reason: str = "requested") -> None:
-        """Have its worker stop it; returns once that is known here, or after ``STOP_SECONDS``.
-
-        Raises:
-            SourceUnavailableError: Redis is away: whether it stops is not known.
-        """
-        await self._shared.stop(self.log, reason)
-
-    async def forget(self) -> None:
-        """Stop it, then drop its events everywhere. Raises as ``stop``."""
-        await self.stop()
-        try:
-            await self._shared.send(self.log.owner, Forget(self.run_id))
-        except RedisAwayError as error:
-            raise SourceUnavailableError(str(error)) from error
-        await self._shared.forget(self.run_id)
-
-
 def _admit(log: RemoteLog, entries: list[Any]) -> None:
     for entry_id, (_, event_json) in entries:
         log.admit(int(entry_id.partition(b"-")[0]), event_json)
@@ -391,7 +341,3 @@ def _admit(log: RemoteLog, entries: list[Any]) -> None:
 
 def _mail_command(worker: str, mail: Mail) -> list[str | bytes | int]:
     return ["XADD", inbox_key(worker), "NOMKSTREAM", "MAXLEN", "~", INBOX_LENGTH, "*", "m", encode_mail(mail)]
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None
