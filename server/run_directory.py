@@ -163,6 +163,8 @@ class LocalRun:
             SourceUnavailableError: a source keeps them, for all that is known; they are dropped here.
         """
         self._supervisor.forget(self.run)
+        with trio.move_on_after(STOP_SECONDS):
+            await self.run.wait_over()  # the store says that it goes on until then
         for source in self._sources:
             await source.forget(self.run_id)
 

@@ -157,6 +157,22 @@ async def test_what_is_deleted_while_it_is_said_is_not_kept(path: str, autojump_
         assert (stored["status"], stored["response"]) == ("stop" if "runs" in path else "done", "")
 
 
+async def test_a_run_that_is_deleted_while_it_goes_on_was_stopped_though_the_store_is_slow(
+    autojump_clock: MockClock,
+) -> None:
+    database = SlowDatabase.open("sqlite://", inline=True)
+    async with open_keeping_world(HELPER, database=database) as world:
+        me = Caller(world)
+        async with me.open("POST", f"{CHAT}/stream", json={"message": "hi", "on_disconnect": "continue"}) as response:
+            run_id = response.headers["X-Run-Id"]
+            await trio.sleep(1)
+        await me.gone("DELETE", f"/runs/{run_id}")
+        view = await me.data("GET", f"/runs/{run_id}")
+        assert (view["status"], view["response"], view["terminal"]) == ("stop", "", None)
+        assert (await me.refused(410, "GET", f"/runs/{run_id}/events"))["details"]["status"] == "stop"
+    database.close()
+
+
 @pytest.mark.parametrize("what", ["run", "session", "agent"])
 async def test_an_answer_goes_with_its(what: str, autojump_clock: MockClock) -> None:
     async with open_keeping_world() as world:
