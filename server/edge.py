@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from hashlib import sha256
-from types import TracebackType
 from typing import Literal, TypeAlias
 
 import msgspec
 import trio
 from quart import Request, Response
-from quart.wrappers.response import ResponseBody
 
 from engine.events import Event, MemoryUpdate, Metadata, UsageUpdate, data_of, encode_frame
 from engine.log import EventLog, LogEntry
 
 from .errors import RETRY_AFTER_SECONDS, ApiError
-from .sse import STREAM_HEADERS, in_pieces, requested_cursor, sequence_number
+from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number
 
 YEAR_SECONDS = 31_536_000
 READ_SECONDS = 5.0
@@ -142,7 +140,7 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
     return response
 
 
-class _RangeBody(ResponseBody):
+class _RangeBody(WatchedBody):
     """The frames of entries in pieces, or one text. The frames are the log's own: a slow reader costs no copy."""
 
     def __init__(self, content: list[LogEntry] | list[bytes]) -> None:
@@ -153,16 +151,12 @@ class _RangeBody(ResponseBody):
     async def __aenter__(self) -> _RangeBody:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
-
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         await trio.lowlevel.checkpoint()
+        await self.check_key()
         piece = next(self._pieces, None)
         if piece is None:
             raise StopAsyncIteration

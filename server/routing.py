@@ -20,7 +20,7 @@ from .records import AGENT_ID
 from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
 from .share_links import TOKEN
-from .sse import EventStreamBody
+from .sse import WatchedBody
 
 API = "/api/v1"
 
@@ -163,8 +163,9 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
         query = None if route.raw_query else read_query(request, route.query)
         body = None if route.body is None else await read_json(request, route.body, route.body_media_types)
         answer = await route.handler(Call(services, caller, ids, body, query, request))
-        if isinstance(answer, Response) and isinstance(answer.response, EventStreamBody) and services.gatekeeper:
-            answer.response.watch = KeyWatch(services.gatekeeper, caller)
+        body_sent = answer.response if isinstance(answer, Response) else None
+        if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
+            body_sent.watch = KeyWatch(services.gatekeeper, caller)
         return answer if isinstance(answer, Response) else _response(route, answer)
 
     return view
