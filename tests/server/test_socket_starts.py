@@ -115,6 +115,23 @@ async def test_a_start_again_on_the_same_socket_says_where_its_events_are(autoju
         assert provider.asked == 1
 
 
+async def test_a_start_again_that_comes_after_its_runs_end_reads_the_run_anew(autojump_clock: MockClock) -> None:
+    """It waits for its turn behind the run's last piece, and both behind another run that a slow client holds."""
+    async with open_world(window=100) as world, open_socket(world) as socket:
+        world.add_agent("slow", ScriptedProvider((0, (SENT,)), (1, text("x" * 5000))))
+        world.add_agent("a", ScriptedProvider((0, (SENT,)), (2, text("y"))))
+        run_id = (await start(socket))["run_id"]
+        await start(socket, "slow", agent_id="slow")
+        await trio.sleep_until(5)
+        await socket.say("start", request_id="again", **START)
+        await trio.sleep(1)
+        await hear_ends(socket, run_id)
+        await socket.hear_until("started", request_id="again")
+        await hear_ends(socket, run_id)
+        numbers = [entry.seq for entry in find(world, run_id).log.entries()]
+        assert [seq for seq, _ in events(socket, run_id)] == numbers * 2
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["live", "after the end"])
 @pytest.mark.parametrize("after", [1, 5])
 async def test_a_start_again_goes_on_after_the_last_event(after: int, late: bool, autojump_clock: MockClock) -> None:
