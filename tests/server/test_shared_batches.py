@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import httpx
+import msgspec
 import pytest
 import trio
 
-from engine import AgentStopped, Error, LogEntry, Run
+from engine import AgentStopped, BasicAgent, Error, LogEntry, Run
 from engine.log import EventLog
 from providers.http import open_client
 from server import remote_log, shared_log
@@ -27,6 +28,8 @@ from server.services import Services
 from server.serving import serve
 from server.shared_scripts import events_key
 from server.sockets import listen_tcp
+from server.store.database import Database
+from tests.engine.scripted import ScriptedProvider, text
 from tests.harness.redis import RedisServer
 from tests.server.shared_scene import (
     LONG,
@@ -43,8 +46,8 @@ from tests.server.shared_scene import (
 BATCH_ID = "b" * 22
 
 
-def services(worker: Worker) -> Services:
-    return Services({}, worker.supervisor, sources=(worker.shared,), shared_log=worker.shared)
+def services(worker: Worker, agents: Mapping[str, BasicAgent] | None = None, **options: Any) -> Services:
+    return Services(agents or {}, worker.supervisor, sources=(worker.shared,), shared_log=worker.shared, **options)
 
 
 @dataclass
@@ -141,7 +144,7 @@ async def test_each_word_comes_live_and_readers_elsewhere_count(redis_server: Re
                 entries = await read_until(log, lambda entries, w=word: _says(entries, w), seen)  # type: ignore[misc]
                 seen = entries[-1].seq
             assert not any(run.log.ended for run in party.runs)
-        with trio.fail_after(LONG):
+        with trio.fail_after(LONG):  # noqa: ASYNC912 - they may have ended
             for run in party.runs:
                 await run.log.wait_ended()
         assert [type(run.log.terminal) for run in party.runs] == [AgentStopped, AgentStopped]
@@ -294,10 +297,10 @@ async def _state(worker: Worker) -> Any:
 
 
 @asynccontextmanager
-async def _served(worker: Worker) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+async def _served(worker: Worker, **options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     listeners = listen_tcp("127.0.0.1", 0)
     async with trio.open_nursery() as nursery, open_client() as client:
-        await nursery.start(serve, create_app(services(worker)), listeners, trio.Event())
+        await nursery.start(serve, create_app(services(worker, **options)), listeners, trio.Event())
         yield client, base_url(listeners[0])
         nursery.cancel_scope.cancel()
 
@@ -363,3 +366,28 @@ async def test_over_http_another_worker_answers_as_its_own_would(
         await eventually(lambda: not party.two.shared.available)
         away = await client.get(f"{path}/events")
         assert (away.status_code, away.headers["Retry-After"]) == (503, "5")
+
+
+async def test_a_key_is_one_batch_at_any_worker(redis_server: RedisServer) -> None:
+    agents = {"quick": BasicAgent(agent_id="quick", provider=ScriptedProvider((0, text("hello"))), model="m")}
+    database = Database.open("sqlite://", inline=True)
+    body = {"requests": [{"agent_id": "quick", "message": "hi"}] * 2, "on_disconnect": "continue"}
+    key = {"Idempotency-Key": "once"}
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        kept = {"agents": agents, "database": database}
+        async with _served(one, **kept) as (client, here), _served(two, **kept) as (_, there):
+            first = await client.post(f"{here}/api/v1/batch/stream", json=body, headers=key)
+            again = await client.post(f"{there}/api/v1/batch/stream", json=body, headers=key)
+            assert (again.status_code, again.content) == (200, first.content)
+            other = await client.post(
+                f"{there}/api/v1/batch/stream", json=body | {"on_disconnect": "grace"}, headers=key
+            )
+            assert (other.status_code, other.json()["code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+            run_id = msgspec.json.decode(first.content.partition(b"data: ")[2].partition(b"\n")[0])["runs"][1]["run_id"]
+            assert (await client.delete(f"{there}/api/v1/runs/{run_id}")).status_code == 204
+            await eventually(lambda: one.supervisor.find(run_id) is None)
+            for url in (here, there):
+                gone = await client.post(f"{url}/api/v1/batch/stream", json=body, headers=key)
+                assert (gone.status_code, gone.json()["details"]["batch_id"]) == (410, first.headers["X-Batch-Id"])
+    database.close()
