@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import trio
 
 from engine import AgentStopped, Error, GenerationComplete
 from engine.log import RunLog
-from server.run_directory import GoneError
+from server.journal_log import JournalSource
+from server.run_directory import ElsewhereError, GoneError, RunDirectory
 from server.run_uploads import SharedLimits
 from server.run_view import RunView
+from server.store.database import Database
+from server.store.rows import Scope
+from server.store.turns import begin_run
 from tests.harness.redis import RedisServer
 from tests.server.shared_scene import (
     LONG,
@@ -301,3 +307,32 @@ async def test_a_worker_that_leaves_takes_its_name_and_leaves_its_runs(redis_ser
         assert list(await two.shared._link.ask("HGETALL", "lumos:workers")) == [two.shared.worker.encode()]
         assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
         assert not isinstance(run.log.terminal, Error)
+
+
+async def test_a_run_whose_worker_died_before_redis_heard_of_it_is_elsewhere(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        two = await scene.worker("two")
+        with closing(Database.open("sqlite://")) as database:
+            scope = Scope(OWNER.tenant_id, OWNER.user_id, "agent")
+            await database.write(begin_run, scope, OWNER.session_id, "run", None, "2026-11-23T12:00:00.000000+00:00")
+            directory = RunDirectory(two.supervisor, (two.shared, JournalSource(database, two.supervisor)))
+            with trio.fail_after(LONG), pytest.raises(ElsewhereError) as elsewhere:
+                await directory.find("run")
+        assert (elsewhere.value.owner, elsewhere.value.view.status) == (OWNER, "running")
+
+
+async def test_where_events_are_gone_and_the_store_does_not_know_it_yet_they_are_gone(
+    redis_server: RedisServer,
+) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        run = one.start(Script())
+        await two.find(run.id)
+        await one.forget(run)
+        with closing(Database.open("sqlite://")) as database:
+            scope = Scope(OWNER.tenant_id, OWNER.user_id, "agent")
+            await database.write(begin_run, scope, OWNER.session_id, run.id, None, "2026-11-23T12:00:00.000000+00:00")
+            directory = RunDirectory(two.supervisor, (two.shared, JournalSource(database, two.supervisor)))
+            with pytest.raises(GoneError) as gone:
+                await directory.find(run.id)
+        assert gone.value.view.status == "stop"
