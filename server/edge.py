@@ -18,7 +18,10 @@ from engine.events import Event, MemoryUpdate, Metadata, UsageUpdate, data_of, e
 from engine.log import EventLog, LogEntry
 
 from .errors import RETRY_AFTER_SECONDS, ApiError
+from .journal_log import EventsDroppedError
+from .remote_log import EventsLostError
 from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number
+from .store.errors import StoreUnavailableError
 
 YEAR_SECONDS = 31_536_000
 READ_SECONDS = 5.0
@@ -180,17 +183,26 @@ def _etag(run_id: str, after: int, until: int, kind: Representation, audience: A
 
 
 async def _read_range(log: EventLog, after: int, until: int) -> list[LogEntry]:
-    """The entries of the range, whole."""
+    """The entries of the range, whole. Raises ApiError: 410, they were just dropped; 503, they cannot be read now."""
     found: list[LogEntry] = []
     cursor = after
     while cursor < until:
-        entries = await log.read(cursor, trio.current_time() + READ_SECONDS)
+        try:
+            entries = await log.read(cursor, trio.current_time() + READ_SECONDS)
+        except EventsDroppedError as error:
+            raise ApiError(410, "GONE", "the run's events are no longer kept") from error
+        except (StoreUnavailableError, trio.TooSlowError, EventsLostError) as error:
+            raise _unreadable() from error
         if not entries:
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            raise ApiError(503, "SERVICE_UNAVAILABLE", "the run's events cannot be read now", headers=headers)
+            raise _unreadable()
         cursor = entries[-1].seq
         found += (entry for entry in entries if entry.seq <= until)
     return found
+
+
+def _unreadable() -> ApiError:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return ApiError(503, "SERVICE_UNAVAILABLE", "the run's events cannot be read now", headers=headers)
 
 
 _PRIVATE_EVENTS = (Metadata, UsageUpdate, MemoryUpdate)
