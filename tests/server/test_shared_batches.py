@@ -223,7 +223,6 @@ async def test_who_forgets_a_run_forgets_its_batch(
             handle = await services(party.one if at == "one" else party.two).runs.find(party.runs[0].id)
             assert handle is not None
             await handle.forget()
-            assert (await party.elsewhere()).log is None
             await eventually(lambda: party.one.supervisor.find(party.runs[0].id) is None)
             local = await services(party.one).batches.find(BATCH_ID)
             assert local is not None
@@ -231,6 +230,7 @@ async def test_who_forgets_a_run_forgets_its_batch(
             party.scripts[1].say("still there")
             with pytest.raises(trio.BrokenResourceError):
                 await read_to_end(log)
+        assert (await party.elsewhere()).log is None
         assert not party.runs[1].log.ended
         await eventually(lambda: party.one.shared.uploads.batch(BATCH_ID) is None)
 
