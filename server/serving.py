@@ -124,8 +124,9 @@ class _Http11(H11Protocol):
             (b"content-length", b"%d" % len(_CUT_OFF_BODY)),
             (b"connection", b"close"),
         ]
-        await super().stream_send(replace(event, status_code=503, headers=headers))
-        await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
+        with trio.move_on_after(CLEANUP_SECONDS, shield=True):  # the task that brings this is cancelled
+            await super().stream_send(replace(event, status_code=503, headers=headers))
+            await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""
