@@ -36,7 +36,7 @@ env: $(VENV)/.dev ## make .venv with everything for development
 test: $(VENV)/.dev ## all tests (ARGS="-k resume -x")
 	@$(PYTEST) $(ARGS)
 
-check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch coverage
+check: $(VENV)/.dev ## format, lint, strict types, and branch coverage of the tests that stay in their process
 	@echo "== format (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "== lint (ruff)"
@@ -46,7 +46,7 @@ check: $(VENV)/.dev ## format, lint, strict types, and all tests with branch cov
 	@echo "== types (mypy --strict)"
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
-	@$(PYTEST) $(ARGS) --cov
+	@$(PYTEST) -m "not processes" $(ARGS) --cov
 
 mutate: $(VENV)/.dev ## break the code in many ways and see which test notices (ARGS="cursor"; docs/mutation.md)
 	@$(BIN)/python -m tests.mutation.run $(ARGS)

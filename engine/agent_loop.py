@@ -63,7 +63,7 @@ class AgentLoop:
 
     @property
     def usage(self) -> Usage | None:
-        """Token counts of all model calls so far: the vendor's, else an estimate; None before anything was said."""
+        """Token counts of all model calls so far: the vendor's, else an estimate; None before it was asked."""
         call = self._call
         if call is None or (of_call := call.usage) is None:
             return self._spent

@@ -35,6 +35,19 @@ ErrorCode: TypeAlias = (
     | ProviderErrorCode
 )
 
+REFUSAL_CODES: frozenset[ProviderErrorCode] = frozenset(
+    {
+        "upstream.auth",
+        "upstream.rate_limit",
+        "upstream.overloaded",
+        "upstream.context_length",
+        "upstream.content_policy",
+        "upstream.invalid_request",
+        "upstream.server",
+    }
+)
+"""The vendor's own no: what it refuses before the first token, it does not charge for."""
+
 PROVIDER_ERROR_CODES: frozenset[str] = frozenset(get_args(UpstreamErrorCode) + get_args(TimeoutCode))
 
 

@@ -11,7 +11,7 @@ import trio
 
 from .deadlines import Progress
 from .emitter import MAX_SHORT_CHARS, Emitter, encodable, nests_too_deep, short
-from .errors import ErrorCode, OutputLimitError, ProviderError
+from .errors import REFUSAL_CODES, ErrorCode, OutputLimitError, ProviderError
 from .events import ToolCallDelta, ToolCallStart, Usage, UsageUpdate
 from .pieces import (
     AnsweredByPiece,
@@ -122,6 +122,7 @@ class ModelCall:
         self._reported: Usage | None = None
         self._continuation: Any = None
         self._any_content = False
+        self._is_billed = False
         self._thread = get_ident()
 
     @property
@@ -136,10 +137,10 @@ class ModelCall:
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens of this call: the vendor's count, else an estimate; None before anything was said."""
+        """Tokens of this call: the vendor's count, else an estimate; None before it was asked, or if it refused."""
         if self.finish_reason is not None and self._reported is not None:
             return self._reported
-        if not self._any_content:
+        if not (self._any_content or self._is_billed):
             return self._reported
         written = "".join([self.text, *(call.name + call.arguments for call in self._calls.values())])
         return estimated_usage(self.request, written, "".join(self._reasoning), reported=self._reported)
@@ -167,10 +168,11 @@ class ModelCall:
             with scope:
                 await provider.stream(self.request, self._take)
                 await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
-        except ProviderError:
+        except ProviderError as error:
             # Raised in cleanup, it is not what ended the call: what cancelled the run is the reason.
             await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - so it is to be lost
             if not scope.cancel_called:
+                self._is_billed = self._is_billed and error.code not in REFUSAL_CODES
                 raise
         if scope.cancel_called:
             text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
@@ -222,7 +224,9 @@ class ModelCall:
                 case FinishPiece(reason):
                     self.finish_reason = reason
                 case RequestSentPiece():
-                    self._progress.enter("first_token")
+                    self._is_billed = True
+                    if self._progress.phase != "attempts":
+                        self._progress.enter("first_token")
                 case AttemptsPiece():
                     self._progress.enter("attempts")
                 case AnsweredByPiece(provider, model):

@@ -15,7 +15,10 @@ class _Piece(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, 
 
 
 class RequestSentPiece(_Piece, frozen=True, tag="request_sent"):
-    """The request is on its way: the connect phase is over and the wait for the first token begins."""
+    """The request is on its way: the connect phase is over, the wait for the first token begins, and it costs tokens.
+
+    After ``AttemptsPiece`` it is only told that it costs.
+    """
 
 
 class AttemptsPiece(_Piece, frozen=True, tag="attempts"):

@@ -80,6 +80,7 @@ class Run:
         self._loop = AgentLoop(self, self._emitter, self._tracer)
         self._terminal: TerminalEvent | None = None  # decided; in the log once it is kept
         self._saved = False
+        self._over = trio.Event()
         # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
         self._scope = trio.CancelScope(deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS))
         self.log.on_readers_changed = self._readers_changed
@@ -133,6 +134,7 @@ class Run:
                 if guests.names:
                     nursery.cancel_scope.cancel(reason="the run has ended")
                 await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
+                self._over.set()
 
     async def _execute(self, guests: Guests, span: Span) -> None:
         try:
@@ -184,6 +186,10 @@ class Run:
             _logger.warning("run %s is over, but %s cannot be cancelled", self.id, ", ".join(guests.names))
             if on_held is not None:
                 on_held(self)
+
+    async def wait_over(self) -> None:
+        """Until the log has its end and the turn is kept, if that can be."""
+        await self._over.wait()
 
     def stop(self, reason: str = STOPPED_BY_REQUEST) -> bool:
         """End the run with a ``stop`` event, now. False, and nothing done, if it has ended or is complete."""

@@ -175,7 +175,7 @@ class _Race:
         self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model),))
 
     def forward(self, pieces: Sequence[Piece]) -> None:
-        """Pieces of the committed attempt."""
+        """Pieces of the committed attempt, or that one has asked."""
         self._emit(pieces)
 
     def fail(self, attempt: _Attempt, error: ProviderError) -> None:
@@ -241,6 +241,7 @@ class _Attempt:
             return  # cancelled, and has not met it yet
         if any(isinstance(piece, RequestSentPiece) for piece in pieces):
             self.progress.enter("first_token")
+            self._race.forward((RequestSentPiece(),))
         self._held += [piece for piece in pieces if not isinstance(piece, RequestSentPiece)]
         if any(_is_content(piece) for piece in pieces):
             self._commit()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import trio
 
-from .errors import RETRY_AFTER_SECONDS, ApiError
+from .errors import RETRY_AFTER_SECONDS, ApiError, draining
 
 
 class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +70,7 @@ class Admission:
         self.limits = limits or AdmissionLimits()
         self.refused = 0
         self._taken = 0
+        self._closed = False
         self._queue: dict[_Waiting, None] = {}  # a dict keeps the order and forgets from the middle
         self._queued_of: Counter[str] = Counter()
 
@@ -92,13 +93,18 @@ class Admission:
         """Take a place, the caller's to close or to hand to its run; wait for one if all are taken.
 
         Raises:
-            ApiError: 503 with ``Retry-After``: the queue, or the key's share of it, is full, or the wait was too long.
+            ApiError: 503 with ``Retry-After``: the queue, or the key's share of it, is full, the wait was too long, or
+                the server is shutting down.
         """
+        if self._closed:
+            raise self._shutting_down()
         if not self.saturated:
             self._taken += 1
             return Place(self)
         self._check_queue(key_id)
         if not await self._wait(key_id):
+            if self._closed:
+                raise self._shutting_down()
             raise self._refusal("the server is busy, and no run ended in time")
         return Place(self)
 
@@ -111,6 +117,13 @@ class Admission:
         self._leave_queue(first)
         first.has_place = True
         first.called.set()
+
+    def close(self) -> None:
+        """Refuse all who wait, now, and all who still come: the server is shutting down."""
+        self._closed = True
+        for waiting in tuple(self._queue):
+            self._leave_queue(waiting)
+            waiting.called.set()
 
     async def _wait(self, key_id: str | None) -> bool:
         """Wait in the queue; whether a place was got."""
@@ -143,6 +156,10 @@ class Admission:
         share = max(1, ceil(self.limits.queue * self.limits.key_queue))
         if key_id is not None and self._queued_of[key_id] >= share:
             raise self._refusal("the server is busy, and this key has too many requests in its queue")
+
+    def _shutting_down(self) -> ApiError:
+        self.refused += 1
+        return draining()
 
     def _refusal(self, message: str) -> ApiError:
         self.refused += 1

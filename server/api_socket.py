@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import structlog
 from quart import websocket
 from quart_trio import QuartTrio
@@ -10,7 +12,8 @@ from .errors import ApiError
 from .principal import LOCAL_USER, Principal
 from .routing import API, read_query
 from .services import Services
-from .socket_session import SocketSession
+from .socket_session import Socket, SocketSession
+from .websocket_protocol import JoiningConnection
 
 PATH = f"{API}/ws"
 SUBPROTOCOL = "lumos.v1"
@@ -29,11 +32,12 @@ def install_socket(app: QuartTrio, services: Services) -> None:
         caller = await _admitted(services)
         await websocket.accept(subprotocol=SUBPROTOCOL)
         try:
-            await SocketSession(websocket, services, caller).run()
+            await SocketSession(cast(Socket, websocket), services, caller).run()
         except* Exception as bugs:
             _logger.error("socket.crashed", exc_info=bugs)
             await websocket.close(INTERNAL_ERROR)
 
+    app.asgi_websocket_class = JoiningConnection
     app.add_websocket(PATH, "socket", socket)
 
 

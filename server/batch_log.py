@@ -1,4 +1,4 @@
-"""Several runs as one log: their events in one order, fixed when it is first read, under numbers of its own.
+"""Several runs as one log: their events in one order, fixed when first read or copied, under numbers of its own.
 
 Nothing is copied. A batch keeps which run each number belongs to, one byte an event; the events stay in the runs' logs,
 and the frame of a number is made from the run's frame whenever it is read, so it is the same bytes every time.
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 import trio
 
-from engine import Event, RunLog
+from engine import Error, Event, RunLog
 from engine.events import RETRY_MILLISECONDS, AgentStarted
 from engine.log import LogEntry
 
@@ -55,17 +55,22 @@ class BatchStarted(_BatchEvent, frozen=True, tag="batch_start"):
 
 
 class BatchRefusal(_BatchEvent, frozen=True, tag="batch_error"):
-    """A request of the batch that was not started: ``code``, ``content`` and ``details`` as of an HTTP refusal."""
+    """A request of the batch that was not started: ``code``, ``content`` and ``details`` as of an HTTP refusal.
+
+    Attributes:
+        retry_after: seconds until it may be tried again.
+    """
 
     index: int
     agent_id: str
     code: str
     content: str
     details: Any = None
+    retry_after: int | None = None
 
 
 class BatchComplete(_BatchEvent, frozen=True, tag="batch_done"):
-    """Always the last frame of a batch, after each run's own last one."""
+    """The last frame of a batch, after each run's own last one."""
 
     batch_id: str
     runs: tuple[BatchedEnd, ...]
@@ -73,7 +78,17 @@ class BatchComplete(_BatchEvent, frozen=True, tag="batch_done"):
 
 BatchEvent: TypeAlias = BatchStarted | BatchRefusal | BatchComplete
 
+
+class BatchedFrame(msgspec.Struct, frozen=True):
+    """A run's frame in a batch, as far as who only passes it on needs to know it."""
+
+    chunk_type: str
+    run_id: str | None = None
+
+
 _encode = msgspec.json.Encoder().encode
+_decode_frame = msgspec.json.Decoder(BatchedFrame).decode
+_decode_own = msgspec.json.Decoder(BatchEvent | Error).decode
 
 
 class MergedOrder:
@@ -140,25 +155,25 @@ class Batch:
         """The newest number that was given."""
         return len(self._head) + len(self._order) + (self.complete is not None)
 
-    def merge(self, logs: Sequence[RunLog]) -> float:
-        """Give numbers to what is new in the runs' logs; when gathered text comes due there, on trio's clock."""
-        due = inf
+    @property
+    def head(self) -> tuple[BatchEvent, ...]:
+        """Its first frames: what was started, and what was not."""
+        return self._head
+
+    def merge(self, logs: Sequence[RunLog]) -> None:
+        """Give numbers to what is new in the runs' logs; gathered text is not in them yet."""
         for run, log in enumerate(logs):
-            if log.gathering is not None:
-                log.gathering.seal_if_due()
-                due = min(due, log.gathering.due_at)
             self._order.take(run, log.last_seq - self._order.taken[run])
         if self.complete is None and all(log.ended for log in logs):
             ends = (BatchedEnd(run.index, run.run_id, _status(log)) for run, log in zip(self.runs, logs, strict=True))
             self.complete = BatchComplete(self.batch_id, tuple(ends))
-        return due
 
-    def entries(self, logs: Sequence[RunLog], after: int, max_bytes: int = READ_BYTES) -> list[LogEntry]:
-        """What has a number after ``after``: at least one entry if there is any, then no more than about so much."""
+    def entries(self, logs: Sequence[RunLog], after: int, until: float = inf) -> list[LogEntry]:
+        """What has a number in ``after`` < n <= ``until``: at least one if there is any, then about ``READ_BYTES``."""
         entries: list[LogEntry] = []
         size = 0
         for seq, (event, frame) in enumerate(self._frames(logs, after), after + 1):
-            if entries and size + len(frame) > max_bytes:
+            if seq > until or (entries and size + len(frame) > READ_BYTES):
                 break
             entries.append(LogEntry(seq, event, frame))
             size += len(frame)
@@ -198,6 +213,16 @@ class BatchLog:
         """Whether every run has ended and all is numbered."""
         return self._batch.complete is not None
 
+    @property
+    def size_bytes(self) -> int:
+        """What its runs' logs hold."""
+        return sum(log.size_bytes for log in self._logs)
+
+    def entries(self, after: int = 0, until: int | None = None) -> list[LogEntry]:
+        """As ``RunLog.entries``, but at most ``READ_BYTES`` at once."""
+        self._batch.merge(self._logs)
+        return self._batch.entries(self._logs, after, inf if until is None else until)
+
     def attached(self) -> AbstractContextManager[None]:
         """Count as a reader of every run of the batch for as long as the block lasts."""
         return _attached(self._logs)
@@ -206,13 +231,24 @@ class BatchLog:
         """As ``RunLog.read``, but at most ``READ_BYTES`` at once."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
-            due = self._batch.merge(self._logs)
+            due = _seal_due(self._logs)
+            self._batch.merge(self._logs)
             if self.last_seq > after:
                 return self._batch.entries(self._logs, after)
             if self.ended or trio.current_time() >= deadline:
                 return []
             with trio.CancelScope(deadline=min(due, deadline)):
                 await self._batch.waiting.park()
+
+
+def _seal_due(logs: Sequence[RunLog]) -> float:
+    """Have gathered text sealed whose time has come; when the next comes, on trio's clock."""
+    due = inf
+    for log in logs:
+        if log.gathering is not None:
+            log.gathering.seal_if_due()
+            due = min(due, log.gathering.due_at)
+    return due
 
 
 @contextmanager
@@ -229,6 +265,17 @@ def batch_frame(batch_id: str, seq: int, run_id: str, entry: LogEntry) -> bytes:
     names_its_run = isinstance(entry.event, AgentStarted)
     name = b"" if names_its_run else b'"run_id":"%s",' % run_id.encode()
     return b"id: %s.%d\ndata: {%s%s" % (batch_id.encode(), seq, name, fields)
+
+
+def decode_batched(event_json: bytes) -> Any:
+    """A frame's data as what it is: the batch's own, an ``Error`` that ends it for its dead worker, a run's frame."""
+    frame = _decode_frame(event_json)
+    if frame.run_id is not None:
+        return frame
+    try:
+        return _decode_own(event_json)
+    except msgspec.ValidationError:
+        return frame  # of a version that knows more than this
 
 
 def _own(batch_id: str, seq: int, event: BatchEvent) -> tuple[Event, bytes]:

@@ -39,7 +39,6 @@ async def run_of_chat(call: Call[ChatRequest, None], start_run: StartRun) -> Run
         ApiError: 400 for a header that cannot be, 404 for a run that is not the caller's to see, 409 and 422 for a key
             that stands for another request; what starting raises.
     """
-    _check_query(call)
     afters = [sequence_number(text) for text in call.request.args.getlist("after")]
     key = requested_key(call.request)
     place = None if key is None else (Scope(call.caller.tenant_id, call.caller.user_id, call.ids["agent_id"]), key)
@@ -87,13 +86,6 @@ def _resumed_run_id(call: Call[ChatRequest, None]) -> str | None:
     if run_ids or not re.fullmatch(PATH_IDS["run_id"].pattern, run_id, re.ASCII):
         raise _bad_cursor("Last-Event-ID is no event's id")
     return run_id
-
-
-def _check_query(call: Call[ChatRequest, None]) -> None:
-    for name in call.request.args:
-        if name != "after":
-            shown = name[:100]
-            raise ApiError(422, "VALIDATION_ERROR", f"there is no parameter {shown!r}", {"field": shown})
 
 
 def _bad_cursor(message: str) -> ApiError:

@@ -185,7 +185,7 @@ async def serve_until_signal(
     stopping = trio.Event()
     async with trio.open_nursery() as watching:
         hurry = partial(_hurry_at_signal, signals, leave_within)
-        watching.start_soon(_drain_at_signal, signals, services.supervisor, settings.drain, stopping, hurry)
+        watching.start_soon(_drain_at_signal, signals, services, settings.drain, stopping, hurry)
         await serve(make_app(services), listeners, stopping, settings.limits)
         watching.cancel_scope.cancel(reason="serving has ended")
 
@@ -199,7 +199,7 @@ def end_runs_of_the_dead(c: Connection) -> None:
 
 async def _drain_at_signal(
     signals: AsyncIterator[int],
-    supervisor: RunSupervisor,
+    services: Services,
     drain: float,
     stopping: trio.Event,
     hurry: Callable[[trio.CancelScope], Awaitable[None]],
@@ -207,6 +207,9 @@ async def _drain_at_signal(
     """At the first signal drain, then let serving stop; at a second one drain no longer, and wait for nobody."""
     signum = await anext(signals)
     seconds = drain if signum == signal.SIGTERM else 0.0
+    supervisor = services.supervisor
+    if services.admission is not None:
+        services.admission.close()
     _logger.info("server.draining", active_runs=supervisor.active_runs, drain_seconds=seconds)
     draining = trio.CancelScope()
     async with trio.open_nursery() as nursery:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from hashlib import sha256
-from types import TracebackType
 from typing import Literal, TypeAlias
 
 import msgspec
 import trio
 from quart import Request, Response
-from quart.wrappers.response import ResponseBody
 
 from engine.events import Event, MemoryUpdate, Metadata, UsageUpdate, data_of, encode_frame
 from engine.log import EventLog, LogEntry
 
 from .errors import RETRY_AFTER_SECONDS, ApiError
-from .sse import STREAM_HEADERS, in_pieces, requested_cursor, sequence_number
+from .journal_log import EventsDroppedError
+from .remote_log import EventsLostError
+from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number
+from .store.errors import StoreUnavailableError
 
 YEAR_SECONDS = 31_536_000
 READ_SECONDS = 5.0
@@ -142,7 +143,7 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
     return response
 
 
-class _RangeBody(ResponseBody):
+class _RangeBody(WatchedBody):
     """The frames of entries in pieces, or one text. The frames are the log's own: a slow reader costs no copy."""
 
     def __init__(self, content: list[LogEntry] | list[bytes]) -> None:
@@ -153,16 +154,12 @@ class _RangeBody(ResponseBody):
     async def __aenter__(self) -> _RangeBody:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
-
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         await trio.lowlevel.checkpoint()
+        await self.check_key()
         piece = next(self._pieces, None)
         if piece is None:
             raise StopAsyncIteration
@@ -186,17 +183,26 @@ def _etag(run_id: str, after: int, until: int, kind: Representation, audience: A
 
 
 async def _read_range(log: EventLog, after: int, until: int) -> list[LogEntry]:
-    """The entries of the range, whole."""
+    """The entries of the range, whole. Raises ApiError: 410, they were just dropped; 503, they cannot be read now."""
     found: list[LogEntry] = []
     cursor = after
     while cursor < until:
-        entries = await log.read(cursor, trio.current_time() + READ_SECONDS)
+        try:
+            entries = await log.read(cursor, trio.current_time() + READ_SECONDS)
+        except EventsDroppedError as error:
+            raise ApiError(410, "GONE", "the run's events are no longer kept") from error
+        except (StoreUnavailableError, trio.TooSlowError, EventsLostError) as error:
+            raise _unreadable() from error
         if not entries:
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            raise ApiError(503, "SERVICE_UNAVAILABLE", "the run's events cannot be read now", headers=headers)
+            raise _unreadable()
         cursor = entries[-1].seq
         found += (entry for entry in entries if entry.seq <= until)
     return found
+
+
+def _unreadable() -> ApiError:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return ApiError(503, "SERVICE_UNAVAILABLE", "the run's events cannot be read now", headers=headers)
 
 
 _PRIVATE_EVENTS = (Metadata, UsageUpdate, MemoryUpdate)

@@ -1,9 +1,9 @@
-"""``Idempotency-Key``: a request that is repeated joins the run that its first copy started.
+"""``Idempotency-Key``: a request that is repeated joins the run, or the batch, that its first copy started.
 
 After draft-ietf-httpapi-idempotency-key-header-07: the same key with another body is 422, one whose first request is
 just being dealt with by another process is 409, one that cannot be a key is 400. A key is the caller's own, for one
-agent, and is kept for as long as its run can be read. The draft's header is a quoted string, and clients send bare
-ones: it is taken as it comes.
+agent or for batches, and is kept for as long as its run can be read. The draft's header is a quoted string, and clients
+send bare ones: it is taken as it comes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -22,7 +22,7 @@ from quart import Request
 
 from .availability import or_unavailable
 from .errors import ApiError
-from .run_directory import GoneError, RunHandle
+from .run_directory import GoneError
 from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.idempotency import KeyClaim, claim_key, find_claim, release_key
@@ -38,10 +38,24 @@ MEMORY_KEYS = 10_000
 """How many keys a server without database keeps."""
 
 Place: TypeAlias = tuple[Scope, str]
-Find: TypeAlias = Callable[[str], Awaitable[RunHandle | None]]
-Start: TypeAlias = Callable[[str], Awaitable[RunHandle]]
+T = TypeVar("T")
 
 _logger = structlog.get_logger("lumos")
+
+
+class Keyed(msgspec.Struct, frozen=True):
+    """What keys stand for.
+
+    Attributes:
+        what: its name; details call its id ``{what}_id``.
+        renewed: whether a key is free again once nobody has any more what it stands for; else it is 410 from then on.
+    """
+
+    what: str
+    renewed: bool
+
+
+RUN = Keyed("run", renewed=True)
 
 
 def requested_key(request: Request) -> str | None:
@@ -81,21 +95,28 @@ class IdempotencyKeys:
         return await or_unavailable(self._database.read, find_claim, *place)
 
     async def join_or_start(
-        self, place: Place, fingerprint: bytes, new_run_id: str, find: Find, start: Start
-    ) -> RunHandle:
+        self,
+        place: Place,
+        fingerprint: bytes,
+        new_run_id: str,
+        find: Callable[[str], Awaitable[T | None]],
+        start: Callable[[str], Awaitable[T]],
+        kind: Keyed = RUN,
+    ) -> T:
         """The run that the key stands for; without one that can be read, a new one of that id, started by ``start``.
 
         Requests of this process take turns, so that the second finds what the first has started.
 
         Raises:
-            ApiError: 422, the key stands for another request; 409, another process is just starting the run; what
-                ``find`` and ``start`` raise, and then the key stands for nothing.
+            ApiError: 422, the key stands for another request; 409, another process is just starting the run; 410, what
+                it stands for is gone and not to be renewed; what ``find`` and ``start`` raise, and after ``start`` the
+                key stands for nothing.
         """
         async with self._turn(place):
             claim = await self.find(place)
             if claim is not None:
-                check_fingerprint(claim, fingerprint)
-                run = await self._find_run(claim, find)
+                check_fingerprint(claim, fingerprint, kind)
+                run = await self._find_run(claim, find, kind)
                 if run is not None:
                     return run
             mine = KeyClaim(new_run_id, fingerprint, self._now())
@@ -108,7 +129,7 @@ class IdempotencyKeys:
                     await self._release(place, new_run_id)
                 raise
 
-    async def _find_run(self, claim: KeyClaim, find: Find) -> RunHandle | None:
+    async def _find_run(self, claim: KeyClaim, find: Callable[[str], Awaitable[T | None]], kind: Keyed) -> T | None:
         """The claim's run; None if nobody can read it any more, and the key is free."""
         try:
             run = await find(claim.run_id)
@@ -116,6 +137,9 @@ class IdempotencyKeys:
             return None
         if run is None and self._database is not None and self._is_young(claim):
             raise _being_started()
+        if run is None and not kind.renewed:
+            message = f"the {kind.what} of this Idempotency-Key is not kept any more"
+            raise ApiError(410, "GONE", message, {f"{kind.what}_id": claim.run_id})
         return run
 
     async def _claim(self, place: Place, mine: KeyClaim, before: KeyClaim | None) -> bool:
@@ -166,11 +190,11 @@ class _Turn:
         self.wanted = 0
 
 
-def check_fingerprint(claim: KeyClaim, fingerprint: bytes) -> None:
+def check_fingerprint(claim: KeyClaim, fingerprint: bytes, kind: Keyed = RUN) -> None:
     """Refuse a key that was sent with another body."""
     if claim.fingerprint != fingerprint:
         message = "the Idempotency-Key was sent before, with another body"
-        raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", message, {"run_id": claim.run_id})
+        raise ApiError(422, "IDEMPOTENCY_KEY_REUSED", message, {f"{kind.what}_id": claim.run_id})
 
 
 def _being_started() -> ApiError:

@@ -21,6 +21,7 @@ from .log_followers import RESERVED_SEQ
 from .redis_link import Link
 from .remote_log import decode_event
 from .run_uploads import SharedLimits
+from .shared_batches import BATCH
 from .shared_scripts import (
     BEAT,
     BURY,
@@ -40,6 +41,7 @@ LOST_SEQ = RESERVED_SEQ + 1
 """The number of the event that ends a dead worker's run: after any that a client can have seen."""
 
 _LOST_TEXT = "the worker of this run is gone"
+_LOST_BATCH_TEXT = "the worker of this batch is gone"
 _INBOX_MILLISECONDS = 3_600_000
 
 _logger = structlog.get_logger("lumos")
@@ -138,10 +140,15 @@ class Leases:
 
     async def _end(self, run_id: str) -> None:
         """Write the end of a run that is this worker's by now; nothing if it is not, or has ended."""
-        lost = msgspec.json.encode(await self._lost(run_id))
+        batched = bool(await self._link.ask("HEXISTS", run_key(run_id), BATCH))
+        lost = msgspec.json.encode(Error("worker_lost", _LOST_BATCH_TEXT) if batched else await self._lost(run_id))
         keys = [events_key(run_id), run_key(run_id), runs_key(self.worker)]
         end = END_LOST.call(keys, self.worker, run_id, LOST_SEQ, lost, self._limits.retention_milliseconds)
-        if await self._link.ask(*end):
+        if not await self._link.ask(*end):
+            return
+        if batched:
+            _logger.warning("batch.worker_lost", batch_id=run_id)
+        else:
             _logger.warning("run.worker_lost", run_id=run_id)
             if self.on_run_lost is not None:
                 await self.on_run_lost(run_id)

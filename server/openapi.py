@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from engine import Event
+from engine import Error, Event
 
+from .batch_log import BatchComplete, BatchRefusal, BatchStarted
 from .errors import Refusal
 from .routing import PATH_IDS, STREAM, Route, Special
 
@@ -47,17 +48,25 @@ SECURITY: Mapping[str, Any] = {
 }
 
 _REFERENCE = "#/components/schemas/{name}"
-_SSE_FRAME = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string", "description": "`{run_id}.{seq}`"},
-        "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {"$ref": _REFERENCE.format(name="Event")},
+_BATCH_EVENT = {
+    "description": (
+        "`batch_start` first, then what was not started, then the runs' events, each with its `run_id`, and last "
+        "`batch_done`; or, when the batch's worker died, an `error` of no run."
+    ),
+    "anyOf": [
+        *({"$ref": _REFERENCE.format(name=kind.__name__)} for kind in (BatchStarted, BatchRefusal, BatchComplete)),
+        {
+            "allOf": [{"$ref": _REFERENCE.format(name="Event")}],
+            "type": "object",
+            "properties": {"run_id": {"type": "string"}},
+            "required": ["run_id"],
         },
-    },
-    "required": ["data"],
+        {
+            "allOf": [{"$ref": _REFERENCE.format(name=Error.__name__)}],
+            "type": "object",
+            "properties": {"code": {"const": "worker_lost"}},
+        },
+    ],
 }
 _CODE = re.compile("``")
 _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.+)$")
@@ -65,15 +74,13 @@ _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.+)$")
 
 def refusals(route: Route) -> tuple[int, ...]:
     """The statuses that the route may refuse a request with."""
-    statuses = {400, 403, 421, 500, *route.refusals}
+    statuses = {400, 403, 421, 422, 500, *route.refusals}  # 422: any may come with a parameter that there is not
     if not route.open:
         statuses |= {401, 429, 503}
     if route.path_ids:
         statuses.add(404)
-    if not route.raw_query:  # one that is not known is refused, so those without any can too
-        statuses.add(422)
     if route.body is not None:
-        statuses |= {408, 413, 415, 422}
+        statuses |= {408, 413, 415}
     return tuple(sorted(statuses))
 
 
@@ -106,7 +113,7 @@ def _key(kind: Any) -> str:
 
 def _schemas(routes: Sequence[Route]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The schemas of all types, by ``_key``, and the components that they refer to."""
-    kinds = [Refusal, Event]
+    kinds = [Refusal, Event, BatchStarted, BatchRefusal, BatchComplete]
     for route in routes:
         kinds += [kind for kind in (route.body, route.query, route.answer, route.answer_json) if _is_described(kind)]
     distinct = list({_key(kind): kind for kind in kinds}.values())
@@ -114,7 +121,7 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[str, Any], dict[str, Any]]:
     for component in components.values():
         _document(component)
     by_key = {_key(kind): schema for kind, schema in zip(distinct, schemas, strict=True)}
-    return by_key, {"Event": by_key[_key(Event)], **components}
+    return by_key, {"Event": by_key[_key(Event)], "BatchEvent": _BATCH_EVENT, **components}
 
 
 def _is_described(kind: Any) -> bool:
@@ -233,7 +240,7 @@ def _good_response(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
         }
     if route.answer is STREAM:
         response["description"] = "Server-sent events; the schema is that of one."
-        response["content"] = {STREAM.value: {"schema": _SSE_FRAME}}
+        response["content"] = {STREAM.value: {"schema": _sse_frame(route)}}
         if route.answer_json is not None:
             response["content"]["application/json"] = {"schema": schemas[_key(route.answer_json)]}
     elif route.answer is Special.PAGE:
@@ -244,6 +251,22 @@ def _good_response(route: Route, schemas: Mapping[str, Any]) -> dict[str, Any]:
         schema = schemas[_key(route.answer)]
         response["content"] = {"application/json": {"schema": _wrapped(schema) if route.wrapped else schema}}
     return response
+
+
+def _sse_frame(route: Route) -> dict[str, Any]:
+    source = "run_id" if route.frames == "Event" else "batch_id"
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string", "description": f"`{{{source}}}.{{seq}}`"},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": _REFERENCE.format(name=route.frames)},
+            },
+        },
+        "required": ["data"],
+    }
 
 
 def _wrapped(schema: Any) -> dict[str, Any]:

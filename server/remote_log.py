@@ -1,7 +1,8 @@
 """Runs of other workers, read here: each one's log as it comes from Redis, shared by all who read it in this process.
 
 One task reads for all of them (one blocking XREAD over all their streams), from where each log is. What is read here
-has the bytes that its own worker sends: a frame is made from the run's id, the number and the event's JSON.
+has the bytes that its own worker sends: a frame is made from the run's id, the number and the event's JSON. Batches are
+read like runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import trio
 from engine import Error, LogEntry, Metadata
 from engine.events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, frame_of
 from engine.log import EventLog
+
+from .batch_log import BatchComplete, decode_batched
 
 OUTAGE_SECONDS = 15.0
 """How long readers wait for Redis to come back; then their transport breaks, and they come back themselves."""
@@ -41,16 +44,19 @@ class RemoteLog:
 
     Attributes:
         owner: the worker whose run it is.
-        terminal: the last event, once it is known here.
+        ended: whether the last event is known here: nothing follows it.
+        terminal: the last event, once it is known here; None of a batch whose runs have all ended.
     """
 
-    def __init__(self, run_id: str, owner: str, logs: RemoteLogs) -> None:
+    def __init__(self, run_id: str, owner: str, logs: RemoteLogs, *, batched: bool = False) -> None:
         self.run_id = run_id
         self.owner = owner
         self.readers = 0
         self.size_bytes = 0
         self.terminal: TerminalEvent | None = None
         self.entries: list[LogEntry] = []
+        self.ended = False
+        self._decode = decode_batched if batched else decode_event
         self._logs = logs
         self._followers = 0
         self._gone = False
@@ -60,11 +66,6 @@ class RemoteLog:
     def last_seq(self) -> int:
         """The number of the newest event that is known here; 0 before the first."""
         return self.entries[-1].seq if self.entries else 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether the terminal event is known here: nothing follows it."""
-        return self.terminal is not None
 
     @property
     def in_use(self) -> bool:
@@ -80,7 +81,7 @@ class RemoteLog:
         """Take the event of that number, if it is the next. Only what ends a lost run may leave numbers out."""
         if self.ended or seq <= self.last_seq:
             return
-        event = decode_event(event_json)
+        event = self._decode(event_json)
         if seq != self.last_seq + 1 and not (isinstance(event, Error) and event.code == "worker_lost"):
             self.break_off()  # Redis has lost what was between
             return
@@ -89,6 +90,7 @@ class RemoteLog:
         self.size_bytes += len(entry.frame)
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
+        self.ended = self.terminal is not None or isinstance(event, BatchComplete)
         self.wake()
 
     def break_off(self) -> None:
@@ -173,11 +175,11 @@ class RemoteLogs:
         self.on_wanted: Callable[[], None] = lambda: None
         self.broken_at = inf
 
-    def get(self, run_id: str, owner: str) -> RemoteLog:
-        """The log of that run, a new one if it is not known here."""
+    def get(self, run_id: str, owner: str, *, batched: bool = False) -> RemoteLog:
+        """The log of that run, or of a batch; a new one if it is not known here."""
         log = self._logs.get(run_id)
         if log is None or log._gone:
-            log = self._logs[run_id] = RemoteLog(run_id, owner, self)
+            log = self._logs[run_id] = RemoteLog(run_id, owner, self, batched=batched)
         log.owner = owner
         self._logs.move_to_end(run_id)
         self._drop_unused()

@@ -20,7 +20,7 @@ from .records import AGENT_ID
 from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
 from .share_links import TOKEN
-from .sse import EventStreamBody
+from .sse import WatchedBody
 
 API = "/api/v1"
 
@@ -92,10 +92,11 @@ class Route:
         body: the type of the JSON body; None reads none.
         body_media_types: under which content types the body may come.
         query: the type of the query string, in which nothing else may stand; None allows none.
-        raw_query: the handler reads the query itself; ``query`` describes it.
+        raw_query: the handler reads the values in the query itself; ``query`` describes them.
         answer: the type of ``data``; None for an answer without content.
         status: of the answer when all went well.
         answer_json: the type of an answer of ``STREAM`` to who accepts JSON rather; it is not wrapped.
+        frames: of an answer of ``STREAM``: a run's events, or a batch's.
         also: other good statuses, with what they mean.
         refusals: statuses that the handler may refuse with, beside those that every such route may.
         headers: request headers that the handler reads, with what they are for.
@@ -117,6 +118,7 @@ class Route:
     raw_query: bool = False
     answer: Any = None
     answer_json: Any = None
+    frames: Literal["Event", "BatchEvent"] = "Event"
     status: int = 200
     also: Mapping[int, str] = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
@@ -156,11 +158,14 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
         for name, text in ids.items():
             if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
                 raise not_found(PATH_IDS[name].what, text)
+        if route.raw_query:
+            check_parameters(request, route.query)
         query = None if route.raw_query else read_query(request, route.query)
         body = None if route.body is None else await read_json(request, route.body, route.body_media_types)
         answer = await route.handler(Call(services, caller, ids, body, query, request))
-        if isinstance(answer, Response) and isinstance(answer.response, EventStreamBody) and services.gatekeeper:
-            answer.response.watch = KeyWatch(services.gatekeeper, caller)
+        body_sent = answer.response if isinstance(answer, Response) else None
+        if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
+            body_sent.watch = KeyWatch(services.gatekeeper, caller)
         return answer if isinstance(answer, Response) else _response(route, answer)
 
     return view
@@ -183,20 +188,26 @@ def _response(route: Route, answer: Any) -> Response:
     return json_response(data, route.status, reply.headers)
 
 
+def check_parameters(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> None:
+    """Whether the query has none but the type's parameters. Raises ApiError: 422."""
+    known = () if kind is None else kind.__struct_encode_fields__
+    for name in request.args:
+        if name not in known:
+            shown = name[:100]
+            raise ApiError(422, "VALIDATION_ERROR", f"there is no parameter {shown!r}", {"field": shown})
+
+
 def read_query(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> Any:
     """The query string as that type; None is one without parameters.
 
     Raises:
         ApiError: 422 for a parameter that is unknown, there twice, or has no such value.
     """
+    check_parameters(request, kind)
     parameters = request.args.to_dict(flat=False)
-    known = () if kind is None else kind.__struct_encode_fields__
     for name, values in parameters.items():
-        shown = name[:100]
-        if name not in known:
-            raise ApiError(422, "VALIDATION_ERROR", f"there is no parameter {shown!r}", {"field": shown})
         if len(values) > 1:
-            raise ApiError(422, "VALIDATION_ERROR", f"the parameter {shown!r} is there twice", {"field": shown})
+            raise ApiError(422, "VALIDATION_ERROR", f"the parameter {name!r} is there twice", {"field": name})
     if kind is None:
         return None
     try:

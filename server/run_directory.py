@@ -106,7 +106,8 @@ class RunDirectory:
     async def find(self, run_id: str) -> RunHandle | None:
         """The run of that id; None if nobody knows of one.
 
-        A source that has its events wins over one that cannot tell, and that one over one where they are gone.
+        A source that has its events wins over one that cannot tell, and that one over one where they are gone. Of two
+        where they are gone, the last one's view counts: the store knows more than what workers share.
 
         Raises:
             GoneError, ElsewhereError: it is known, without its events.
@@ -125,7 +126,7 @@ class RunDirectory:
                 if handle is not None:
                     return handle
         if failures:
-            raise min(failures, key=_weight)
+            raise min(reversed(failures), key=_weight)
         return None
 
     def local(self, run: Run) -> RunHandle:
@@ -162,11 +163,13 @@ class LocalRun:
             SourceUnavailableError: a source keeps them, for all that is known; they are dropped here.
         """
         self._supervisor.forget(self.run)
+        with trio.move_on_after(STOP_SECONDS):
+            await self.run.wait_over()  # the store says that it goes on until then
         for source in self._sources:
             await source.forget(self.run_id)
 
 
-_WEIGHTS = (SourceUnavailableError, ElsewhereError, GoneError)
+_WEIGHTS = (SourceUnavailableError, GoneError, ElsewhereError)
 
 
 def _weight(failure: Exception) -> int:

@@ -1,24 +1,29 @@
-"""This worker's runs on their way to Redis: what is new of every run, in batches, off the way of the tokens.
+"""This worker's runs on their way to Redis: what is new of every run, many in one write, off the way of the tokens.
 
 The buffer is the run's own log: Redis says after each write up to where it has the run, and the next write goes on from
 there. So an outage costs nothing but memory that is there anyway, a write whose answer was lost is not done twice, and
 a Redis that comes back with less than it had (its disk is a second behind) gets the rest again.
+
+Several runs that are streamed as one (a ``Batch``) are written like one more run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import msgspec
 import structlog
 import trio
 
-from engine import Run
+from engine import LogEntry, Run
 from engine.events import data_of
 from engine.log import RunLog
 
 from .redis_link import Link
+from .shared_batches import JOIN, BatchUpload
 from .shared_scripts import APPEND, OPEN, events_key, run_key, runs_key
 
 GATHER_SECONDS = 0.05
@@ -62,16 +67,35 @@ class SharedLimits(msgspec.Struct, frozen=True, kw_only=True):
         return max(1, int(1000 * self.retention))
 
 
+class _WrittenLog(Protocol):
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def last_seq(self) -> int: ...
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def entries(self, after: int = 0, until: int | None = None) -> list[LogEntry]: ...
+
+
 @dataclass(eq=False)
 class _Upload:
-    run: Run
+    log: _WrittenLog
+    facts: Mapping[str, str]
+    end: Callable[[], Mapping[str, str]]
+    of: Run | BatchUpload
     sent: int = 0
     opened: bool = False
     ended_at: float | None = None
 
     @property
+    def id(self) -> str:
+        return self.log.run_id
+
+    @property
     def complete(self) -> bool:
-        return self.run.log.ended and self.sent == self.run.log.last_seq
+        return self.log.ended and self.sent == self.log.last_seq
 
 
 class RunUploads:
@@ -86,6 +110,7 @@ class RunUploads:
         self._link = link
         self._limits = limits
         self._uploads: dict[str, _Upload] = {}
+        self._batch_of: dict[str, str] = {}
         self._dirty: dict[str, None] = {}
         self._any_dirty = trio.Event()
         self._urgent = trio.Event()
@@ -97,14 +122,29 @@ class RunUploads:
 
     def follow(self, run: Run) -> None:
         """Write this run from now on. Synchronous, never waits."""
-        self._uploads[run.id] = _Upload(run)
-        self._mark(run.id)
-        self._urgent.set()  # its id is about to be told: it is to be found anywhere
+        self._add(_Upload(run.log, _facts(run), partial(_end, run), run))
+
+    def follow_batch(self, batch: BatchUpload) -> None:
+        """Write this batch of runs that are followed, too. Synchronous, never waits."""
+        self._batch_of.update(dict.fromkeys((run.id for run in batch.runs), batch.id))
+        self._add(_Upload(batch.log, batch.facts, batch.end, batch))
 
     def appended(self, log: RunLog) -> None:
         """There is something to write. Synchronous, on the way of every token."""
         if log.run_id in self._uploads:
             self._mark(log.run_id)
+        if (batch_id := self._batch_of.get(log.run_id)) is not None:
+            self._mark(batch_id)
+
+    def batch(self, batch_id: str) -> BatchUpload | None:
+        """The batch of that id, if it is written here."""
+        upload = self._uploads.get(batch_id)
+        return upload.of if upload is not None and isinstance(upload.of, BatchUpload) else None
+
+    def ending(self, run_id: str) -> list[str]:
+        """What its hash is to say of a run that has ended and is written here, fields and values; nothing of others."""
+        upload = self._uploads.get(run_id)
+        return [] if upload is None or not upload.log.ended else _flat(upload.end().items())
 
     def hurry(self, run_id: str, read_elsewhere: bool) -> None:
         """Whether others wait for each event of this run: it is written without gathering then."""
@@ -116,17 +156,20 @@ class RunUploads:
             self._read_elsewhere.discard(run_id)
 
     def abandon(self, run_id: str) -> None:
-        """Write nothing more of this run."""
-        self._uploads.pop(run_id, None)
+        """Write nothing more of this run, or of this batch."""
+        upload = self._uploads.pop(run_id, None)
+        if upload is not None and isinstance(upload.of, BatchUpload):
+            for run in upload.of.runs:
+                self._batch_of.pop(run.id, None)
         self._dirty.pop(run_id, None)
         self._read_elsewhere.discard(run_id)
 
     def lose_all(self) -> list[Run]:
-        """This worker was taken for dead: the runs that it had, which are not its any more."""
-        lost = [upload.run for upload in self._uploads.values() if upload.opened and not upload.ended_at]
-        for run in lost:
-            self.abandon(run.id)
-        return lost
+        """This worker was taken for dead: the runs that it had, which are not its any more. Nor are their batches."""
+        lost = [upload.of for upload in self._uploads.values() if upload.opened and not upload.ended_at]
+        for each in lost:
+            self.abandon(each.id)
+        return [each for each in lost if isinstance(each, Run)]
 
     async def wait_all_sent(self) -> None:
         """Until Redis has everything."""
@@ -141,13 +184,13 @@ class RunUploads:
             await self._wait_dirty()
             batch = [self._uploads[run_id] for run_id in list(self._dirty)[:RUNS_AT_ONCE]]
             for upload in batch:
-                del self._dirty[upload.run.id]
+                del self._dirty[upload.id]
             try:
                 await self._write(batch)
             except BaseException:
                 for upload in batch:
-                    if self._uploads.get(upload.run.id) is upload:
-                        self._mark(upload.run.id)
+                    if self._uploads.get(upload.id) is upload:
+                        self._mark(upload.id)
                 raise
             self._drop_ended()
             self._all_sent.unpark_all()
@@ -158,6 +201,11 @@ class RunUploads:
             await trio.sleep(self._limits.running_milliseconds / 4000)
             for run_id in self._uploads:
                 self._mark(run_id)
+
+    def _add(self, upload: _Upload) -> None:
+        self._uploads[upload.id] = upload
+        self._mark(upload.id)
+        self._urgent.set()  # its id is about to be told: it is to be found anywhere
 
     def _mark(self, run_id: str) -> None:
         self._dirty[run_id] = None
@@ -182,12 +230,13 @@ class RunUploads:
             if not upload.opened:
                 self._lose(upload)
         writing = [upload for upload in batch if upload.opened]
-        answers = await self._link.ask_all([self._appending(upload) for upload in writing])
-        for upload, last in zip(writing, answers, strict=True):
+        joining = [command for upload in new if upload.opened for command in _joining(upload)]
+        answers = await self._link.ask_all([*joining, *(self._appending(upload) for upload in writing)])
+        for upload, last in zip(writing, answers[len(joining) :], strict=True):
             self._settle(upload, last)
 
     def _settle(self, upload: _Upload, last: int) -> None:
-        if self._uploads.get(upload.run.id) is not upload:
+        if self._uploads.get(upload.id) is not upload:
             return  # abandoned meanwhile
         if last == -2:
             self._lose(upload)
@@ -195,50 +244,42 @@ class RunUploads:
         if last == -1:
             upload.opened = False
         upload.sent = max(0, last)
-        if upload.sent < upload.run.log.last_seq:
-            self._mark(upload.run.id)
+        if upload.sent < upload.log.last_seq:
+            self._mark(upload.id)
         elif upload.complete and upload.ended_at is None:
             upload.ended_at = trio.current_time()
 
     def _lose(self, upload: _Upload) -> None:
-        self.abandon(upload.run.id)
-        _logger.warning("run.lost", run_id=upload.run.id)
-        self.on_lost(upload.run)
+        self.abandon(upload.id)
+        if isinstance(upload.of, Run):  # a batch may just have been forgotten, with one of its runs
+            _logger.warning("run.lost", run_id=upload.id)
+            self.on_lost(upload.of)
 
     def _opening(self, upload: _Upload) -> list[str | bytes | int]:
-        run = upload.run
-        owner = run.spec.owner
-        fields = {
-            "agent_id": run.spec.agent_id,
-            "tenant_id": owner.tenant_id,
-            "user_id": owner.user_id,
-            "session_id": owner.session_id,
-        }
         return OPEN.call(
-            [run_key(run.id), runs_key(self.worker)],
+            [run_key(upload.id), runs_key(self.worker)],
             self.worker,
-            run.id,
+            upload.id,
             self._limits.running_milliseconds,
-            *_flat(fields.items()),
+            *_flat(upload.facts.items()),
         )
 
     def _appending(self, upload: _Upload) -> list[str | bytes | int]:
-        run = upload.run
         events: list[bytes | int] = []
         size = 0
-        for entry in run.log.entries(upload.sent)[:EVENTS_AT_ONCE]:
+        for entry in upload.log.entries(upload.sent, upload.sent + EVENTS_AT_ONCE):
             events += (entry.seq, data_of(entry.frame))
             size += len(entry.frame)
             if size > BYTES_AT_ONCE:
                 break
         return APPEND.call(
-            [events_key(run.id), run_key(run.id), runs_key(self.worker)],
+            [events_key(upload.id), run_key(upload.id), runs_key(self.worker)],
             self.worker,
-            run.id,
+            upload.id,
             self._limits.running_milliseconds,
-            run.log.last_seq if run.log.ended else 0,
+            upload.log.last_seq if upload.log.ended else 0,
             self._limits.retention_milliseconds,
-            msgspec.json.encode(_flat(_end(run).items())),
+            msgspec.json.encode(_flat(upload.end().items())),
             *events,
         )
 
@@ -247,14 +288,30 @@ class RunUploads:
         if now < self._drop_at:
             return
         self._drop_at = now + DROP_EVERY_SECONDS
-        ended = [upload for upload in self._uploads.values() if upload.run.log.ended]
-        size = sum(upload.run.log.size_bytes for upload in ended)
+        ended = [upload for upload in self._uploads.values() if upload.log.ended]
+        size = sum(upload.log.size_bytes for upload in ended)
         for upload in ended:
             old = upload.ended_at is not None and now - upload.ended_at > ENDED_KEPT_SECONDS
             if not old and size <= ENDED_KEPT_BYTES:
                 break
-            size -= upload.run.log.size_bytes
-            self.abandon(upload.run.id)
+            size -= upload.log.size_bytes
+            self.abandon(upload.id)
+
+
+def _joining(upload: _Upload) -> list[list[str | bytes | int]]:
+    """Commands that have a batch's runs name it: who forgets one of them forgets the batch."""
+    runs = upload.of.runs if isinstance(upload.of, BatchUpload) else ()
+    return [JOIN.call([run_key(run.id)], upload.id) for run in runs]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    owner = run.spec.owner
+    return {
+        "agent_id": run.spec.agent_id,
+        "tenant_id": owner.tenant_id,
+        "user_id": owner.user_id,
+        "session_id": owner.session_id,
+    }
 
 
 def _end(run: Run) -> dict[str, str]:

@@ -17,7 +17,7 @@ from engine.trace import InMemoryTraces
 from .admission import Admission
 from .auth import Gatekeeper
 from .availability import StoreProbe, or_unavailable
-from .batches import BatchDirectory
+from .batches import BatchDirectory, SharedBatches
 from .directory import AgentDirectory
 from .errors import ApiError
 from .factory import AgentFactory
@@ -35,8 +35,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class SharedRuns(Protocol):
-    """What health asks of ``shared_log.SharedLog``, which needs coredis."""
+class SharedRuns(SharedBatches, Protocol):
+    """What health and batches ask of ``shared_log.SharedLog``, which needs coredis."""
 
     @property
     def available(self) -> bool:
@@ -91,8 +91,8 @@ class Services:
 
     @cached_property
     def batches(self) -> BatchDirectory:
-        """The batches over this worker's runs."""
-        return BatchDirectory(self.supervisor)
+        """Every batch that can be found from here."""
+        return BatchDirectory(self.supervisor, self.shared_log)
 
     @cached_property
     def runs(self) -> RunDirectory:

@@ -22,8 +22,8 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, Request, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request, Response
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.task_group import TaskGroup
@@ -49,6 +49,12 @@ _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)",
 _HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNORECASE)
 """What a Host header may say (RFC 9110, section 7.2). On others, as ``.``, Werkzeug raises before our routes."""
 
+_UNANSWERED = [(b"content-length", b"0"), (b"connection", b"close")]
+"""The headers of Hypercorn's own 500: the app's task has ended without a word, as it does when serving ends."""
+
+_CUT_OFF_BODY = (
+    b'{"code":"SERVICE_UNAVAILABLE","message":"the server is shutting down","details":null,"timestamp":null}'
+)
 _FULL_BODY = b'{"code":"SERVICE_UNAVAILABLE","message":"too many connections","details":null,"timestamp":null}'
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
@@ -102,9 +108,25 @@ class _Http11(H11Protocol):
 
         Without, Hypercorn only closes it, and the next request of a client that keeps connections finds it dead.
         """
+        if isinstance(event, Response) and event.status_code == 500 and event.headers == _UNANSWERED:
+            await self._answer_cut_off(event)
+            return
         if isinstance(event, Response) and event.status_code >= 200 and self.connection.their_state is h11.SEND_BODY:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
+
+    async def _answer_cut_off(self, event: Response) -> None:
+        """A request that still waited when serving ended gets a 503 instead of an empty 500. Its end comes behind."""
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+            (b"retry-after", b"%d" % RETRY_AFTER_SECONDS),
+            (b"content-length", b"%d" % len(_CUT_OFF_BODY)),
+            (b"connection", b"close"),
+        ]
+        with trio.move_on_after(CLEANUP_SECONDS, shield=True):  # the task that brings this is cancelled
+            await super().stream_send(replace(event, status_code=503, headers=headers))
+            await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import trio
 
-from engine import Owner, Run, RunSupervisor, TextDelta, UsageUpdate
+from engine import Run, RunSupervisor
 
+from .batch_log import Batch
 from .leases import Leases
 from .redis_link import LONGEST_PAUSE_SECONDS, Command, Link, RedisAwayError, RedisLink
 from .remote_log import RemoteLog, RemoteLogs
 from .remote_readers import RemoteReaders
 from .run_directory import GoneError, SourceUnavailableError
 from .run_uploads import RunUploads, SharedLimits
-from .run_view import RunView, status_of
+from .shared_batches import BATCH, IN_BATCH, JOIN, BatchUpload, SharedBatch
+from .shared_run import SharedRun, forgotten_view, owner_of
 from .shared_scripts import FORGET, SCRIPTS, events_key, inbox_key, run_key
 from .worker_mail import Forget, Left, Mail, Reading, Stop, encode_mail, parse_mail
 
@@ -95,7 +98,7 @@ class SharedLog:
         """Do the work, for ever. The supervisor is that of the runs which ``follow`` hears of."""
         async with trio.open_nursery() as nursery:
             self._supervisor = supervisor
-            self._readers = RemoteReaders(nursery, supervisor.find, self.uploads, self._limits.lease)
+            self._readers = RemoteReaders(nursery, self._find_read_here, self.uploads, self._limits.lease)
             nursery.start_soon(self._link.run, self._work)
             await self._reading_link.run(self._read)
 
@@ -126,27 +129,67 @@ class SharedLog:
         """
         try:
             facts = await self._ask_facts(run_id)
-            if not facts:
-                await trio.sleep(OPENING_SECONDS)
-                facts = await self._ask_facts(run_id)
-            if not facts:
-                self.logs.drop(run_id)
+            if not facts or BATCH in facts:
                 return None
-            run = SharedRun(run_id, facts, self.logs.get(run_id, facts["worker"]), self)
             if facts["status"] == "forgotten":
                 self.logs.drop(run_id)
-                raise GoneError(run.view(), run.owner)
+                raise GoneError(forgotten_view(run_id, facts), owner_of(facts))
+            run = SharedRun(run_id, facts, self.logs.get(run_id, facts["worker"]), self)
             await self._catch_up(run.log)
         except RedisAwayError as error:
             raise SourceUnavailableError(str(error)) from error
         return run
 
-    async def forget(self, run_id: str) -> None:
-        """Drop what Redis has of the run; who reads it just now still gets its end."""
-        self.uploads.abandon(run_id)
-        keys = [events_key(run_id), run_key(run_id)]
+    async def find_batch(self, batch_id: str) -> SharedBatch | None:
+        """The batch, if Redis knows of it, with all of its frames so far, or without a log if a run of it is gone.
+
+        Raises:
+            SourceUnavailableError: Redis is away.
+        """
         try:
-            await self._link.ask(*FORGET.call(keys, FORGETTING_MILLISECONDS, self._limits.retention_milliseconds))
+            facts = await self._ask_facts(batch_id)
+            if BATCH not in facts:
+                return None
+            batch = SharedBatch(batch_id, facts, self)
+            asked = await self._link.ask_all([["HGET", run_key(run.run_id), "status"] for run in batch.runs])
+            if {facts["status"].encode(), *asked} & {None, b"forgotten"}:
+                self.logs.drop(batch_id)
+                return batch
+            batch.log = log = self.logs.get(batch_id, facts["worker"], batched=True)
+            await self._catch_up(log)
+        except RedisAwayError as error:
+            raise SourceUnavailableError(str(error)) from error
+        return batch
+
+    def follow_batch(self, batch: Batch, runs: Sequence[Run]) -> None:
+        """Let the others have this batch of these runs of this worker's."""
+        self.uploads.follow_batch(BatchUpload(batch, runs))
+
+    async def stop(self, log: RemoteLog, reason: str) -> None:
+        """Have another worker stop its run, or its batch; returns once its end is known here, or ``STOP_SECONDS`` on.
+
+        Raises:
+            SourceUnavailableError: Redis is away: whether it stops is not known.
+        """
+        if log.ended:
+            return
+        try:
+            await self.send(log.owner, Stop(log.run_id, reason))
+            with trio.move_on_after(STOP_SECONDS):
+                await log.wait_ended()
+        except (RedisAwayError, trio.BrokenResourceError) as error:
+            raise SourceUnavailableError(str(error)) from error
+
+    async def forget(self, run_id: str) -> None:
+        """Drop what Redis has of the run, and of its batch; who reads the run just now still gets its end."""
+        ending = self.uploads.ending(run_id)
+        self.uploads.abandon(run_id)
+        times = (FORGETTING_MILLISECONDS, self._limits.retention_milliseconds)
+        try:
+            batch_id = await self._link.ask("HGET", run_key(run_id), IN_BATCH)
+            for each in (run_id,) if batch_id is None else (run_id, batch_id.decode()):
+                known = msgspec.json.encode(ending if each == run_id else [])
+                await self._link.ask(*FORGET.call([events_key(each), run_key(each)], *times, known))
         except RedisAwayError as error:
             raise SourceUnavailableError(str(error)) from error
 
@@ -155,7 +198,13 @@ class SharedLog:
         await self._link.ask(*_mail_command(worker, mail))
 
     async def _ask_facts(self, run_id: str) -> dict[str, str]:
+        """What the run's hash says; nothing if there is none."""
         facts = await self._link.ask("HGETALL", run_key(run_id))
+        if not facts:
+            await trio.sleep(OPENING_SECONDS)
+            facts = await self._link.ask("HGETALL", run_key(run_id))
+        if not facts:
+            self.logs.drop(run_id)
         return {name.decode(): text.decode() for name, text in facts.items()}
 
     async def _catch_up(self, log: RemoteLog) -> None:
@@ -170,7 +219,7 @@ class SharedLog:
     # The tasks on the two connections
 
     async def _work(self) -> None:
-        await self._link.ask_all([["SCRIPT", "LOAD", script.text] for script in SCRIPTS])
+        await self._link.ask_all([["SCRIPT", "LOAD", script.text] for script in (*SCRIPTS, JOIN)])
         self._readers.forgive()
         await self._leases.beat()
         self._ready.set()
@@ -202,8 +251,8 @@ class SharedLog:
             self._inbox_at = entry_id
             match parse_mail(text):
                 case Stop(run_id, reason):
-                    if run := self._supervisor.find(run_id):
-                        run.stop(reason)
+                    for each in self._runs_of(run_id):
+                        each.stop(reason)
                 case Forget(run_id):
                     self.uploads.abandon(run_id)
                     if run := self._supervisor.find(run_id):
@@ -247,13 +296,23 @@ class SharedLog:
         read_here = self.logs.read_here()
         facts = await self._link.ask_all([["HMGET", run_key(log.run_id), "worker", "status"] for log in read_here])
         for log, (worker, status) in zip(read_here, facts, strict=True):
-            if status is not None:
+            if status not in (None, b"forgotten"):
                 log.owner = worker.decode()
                 self._missing_since.pop(log.run_id, None)
                 self._note_reading(log, True)
             elif now - self._missing_since.setdefault(log.run_id, now) > self._limits.lease + LONGEST_PAUSE_SECONDS:
                 del self._missing_since[log.run_id]
                 self.logs.drop(log.run_id)  # not lost in an outage: its worker would have written it again
+
+    def _find_read_here(self, run_id: str) -> Run | None:
+        """What others read here by that id. A batch will do for who asks: it has the ``id`` and ``log`` of a run."""
+        return self._supervisor.find(run_id) or cast(Run | None, self.uploads.batch(run_id))
+
+    def _runs_of(self, run_id: str) -> Iterable[Run]:
+        """The run of that id, or the runs of the batch of that id."""
+        batch = self.uploads.batch(run_id)
+        run = self._supervisor.find(run_id)
+        return batch.runs if batch is not None else () if run is None else (run,)
 
     # What happens
 
@@ -284,66 +343,6 @@ class SharedLog:
         return f"{self._worker_id}.{secrets.token_urlsafe(9)}"
 
 
-class SharedRun:
-    """Another worker's run; a ``RunHandle``."""
-
-    memory_updates = 0
-
-    def __init__(self, run_id: str, facts: dict[str, str], log: RemoteLog, shared: SharedLog) -> None:
-        self.run_id = run_id
-        self.agent_id = facts.get("agent_id", "")
-        self.owner = Owner(
-            tenant_id=facts.get("tenant_id", ""),
-            user_id=facts.get("user_id", ""),
-            session_id=facts.get("session_id", ""),
-        )
-        self.log = log
-        self._facts = facts
-        self._shared = shared
-
-    def view(self) -> RunView:
-        """Its state, as far as it is known here."""
-        terminal = self.log.terminal
-        events = [entry.event for entry in self.log.entries]
-        said = "".join(event.content for event in events if isinstance(event, TextDelta))
-        reported = [event.usage for event in events if isinstance(event, UsageUpdate)]
-        return RunView(
-            run_id=self.run_id,
-            agent_id=self.agent_id,
-            status="running" if terminal is None else status_of(terminal),
-            last_seq=self.log.last_seq,
-            response=said if terminal is None else terminal.response,
-            elapsed_ms=_number(self._facts.get("elapsed_ms")),
-            ttfb_ms=_number(self._facts.get("ttfb_ms")),
-            usage=terminal.usage if terminal is not None else reported[-1] if reported else None,
-            terminal=terminal,
-        )
-
-    async def stop(self, reason: str = "requested") -> None:
-        """Have its worker stop it; returns once that is known here, or after ``STOP_SECONDS``.
-
-        Raises:
-            SourceUnavailableError: Redis is away: whether it stops is not known.
-        """
-        if self.log.ended:
-            return
-        try:
-            await self._shared.send(self.log.owner, Stop(self.run_id, reason))
-            with trio.move_on_after(STOP_SECONDS):
-                await self.log.wait_ended()
-        except (RedisAwayError, trio.BrokenResourceError) as error:
-            raise SourceUnavailableError(str(error)) from error
-
-    async def forget(self) -> None:
-        """Stop it, then drop its events everywhere. Raises as ``stop``."""
-        await self.stop()
-        try:
-            await self._shared.send(self.log.owner, Forget(self.run_id))
-        except RedisAwayError as error:
-            raise SourceUnavailableError(str(error)) from error
-        await self._shared.forget(self.run_id)
-
-
 def _admit(log: RemoteLog, entries: list[Any]) -> None:
     for entry_id, (_, event_json) in entries:
         log.admit(int(entry_id.partition(b"-")[0]), event_json)
@@ -351,7 +350,3 @@ def _admit(log: RemoteLog, entries: list[Any]) -> None:
 
 def _mail_command(worker: str, mail: Mail) -> list[str | bytes | int]:
     return ["XADD", inbox_key(worker), "NOMKSTREAM", "MAXLEN", "~", INBOX_LENGTH, "*", "m", encode_mail(mail)]
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None

@@ -139,8 +139,17 @@ return 1
 """)
 
 FORGET = Script("""
--- keys: events, run; arguments: milliseconds for who still reads the end, milliseconds to remember that it was there
+-- keys: events, run; arguments: milliseconds for who still reads the end, milliseconds to remember that it was there,
+-- fields and values of the run's end as JSON, where it is known
+-- how it ended is remembered; one that was under way had been stopped before
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+local ending = cjson.decode(ARGV[3])
+local status = redis.call('HGET', KEYS[2], 'status')
+if status ~= 'forgotten' then
+  if #ending > 0 then redis.call('HSET', KEYS[2], unpack(ending)) end
+  status = redis.call('HGET', KEYS[2], 'status')
+  redis.call('HSET', KEYS[2], 'ended', status == 'running' and 'stop' or status)
+end
 redis.call('HSET', KEYS[2], 'worker', '', 'status', 'forgotten')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])

@@ -19,18 +19,33 @@ RunId: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class _Said(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
-    """Common settings of what clients say."""
-
-
-class Start(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="start"):
-    """Start a run and subscribe to it from its first event.
+    """Common of what clients say.
 
     Attributes:
         request_id: the client's own name for this, which the answer repeats.
     """
 
+    request_id: RequestId | None = None
+
+
+class Start(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="start"):
+    """Start a run and subscribe to it from its first event, or join the one that the key stands for.
+
+    Attributes:
+        request_id: the client's own name for this, which the answer repeats.
+        idempotency_key: as the header of that name; not of its pattern, which is refused with a code of its own.
+        after: the number of the last event that the client has of the run that it joins.
+    """
+
     request_id: RequestId
     agent_id: str
+    idempotency_key: str | None = None
+    after: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def chat(self) -> ChatRequest:
+        """The same as the body of a POST."""
+        return ChatRequest(**{name: getattr(self, name) for name in ChatRequest.__struct_fields__})
 
 
 class Subscribe(_Said, frozen=True, kw_only=True, tag="subscribe"):
@@ -62,15 +77,21 @@ ClientMessage: TypeAlias = Start | Subscribe | Unsubscribe | Stop | Ping
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
-    """Common settings of what the server says."""
+    """Common of what the server says.
+
+    Attributes:
+        request_id: that of the message that this answers, if it had one.
+    """
+
+    request_id: str | None = None
 
 
 class Started(_Answer, frozen=True, kw_only=True, tag="started"):
-    """The run has begun; its events follow."""
+    """The run has begun, or was joined; its events after that number follow."""
 
-    request_id: str
     run_id: str
     session_id: str
+    after: int = 0
 
 
 class Subscribed(_Answer, frozen=True, kw_only=True, tag="subscribed"):
@@ -100,16 +121,20 @@ class Pong(_Answer, frozen=True, kw_only=True, tag="pong"):
 
 
 class Refused(_Answer, frozen=True, kw_only=True, tag="error"):
-    """What was asked for was not done; the socket stays. ``code`` and ``details`` are those of HTTP."""
+    """What was asked for was not done; the socket stays. ``code`` and ``details`` are those of HTTP.
+
+    Attributes:
+        retry_after: seconds after which to try again.
+    """
 
     code: str
     message: str
     details: Any = None
-    request_id: str | None = None
     run_id: str | None = None
+    retry_after: int | None = None
 
 
-class End(_Answer, frozen=True, kw_only=True, tag="end"):
+class End(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="end"):
     """The run's terminal event was sent, and all before it; it is no longer subscribed."""
 
     run_id: str
@@ -151,28 +176,39 @@ def parse(message: object) -> ClientMessage:
 
 
 def refused(error: ApiError, message: object) -> Refused:
-    """The error as an answer to that message, naming what it was about if that can be told."""
+    """The error as an answer to a message that makes no sense, naming what it was about if that can be told."""
     try:
         named = _decode_named(message) if isinstance(message, str) else _Named()
     except (msgspec.DecodeError, RecursionError):
         named = _Named()
-    return Refused(
-        code=error.code,
-        message=error.message,
-        details=error.details,
-        request_id=named.request_id,
-        run_id=None if named.request_id else named.run_id,
-    )
+    return _refusal(error, named.request_id, named.run_id)
 
 
 def refused_start(error: ApiError, said: Start) -> Refused:
     """The error as the answer to a start."""
-    return Refused(code=error.code, message=error.message, details=error.details, request_id=said.request_id)
+    return _refusal(error, said.request_id)
 
 
 def refused_run(error: ApiError, said: Subscribe | Unsubscribe | Stop | Ping) -> Refused:
     """The error as the answer to what was said of a run."""
-    return Refused(code=error.code, message=error.message, details=error.details, run_id=getattr(said, "run_id", None))
+    return _refusal(error, said.request_id, getattr(said, "run_id", None))
+
+
+def broken_off(error: ApiError, run_id: str) -> Refused:
+    """The error for which the run's events are not read on."""
+    return _refusal(error, None, run_id)
+
+
+def _refusal(error: ApiError, request_id: str | None, run_id: str | None = None) -> Refused:
+    seconds = error.headers.get("Retry-After")
+    return Refused(
+        code=error.code,
+        message=error.message,
+        details=error.details,
+        request_id=request_id,
+        run_id=run_id,
+        retry_after=None if seconds is None else int(seconds),
+    )
 
 
 def encode(message: ServerMessage) -> str:

@@ -1,8 +1,9 @@
 """One WebSocket's session: runs are started, read and stopped on it, many at once.
 
 Each subscription is a task that reads its run's log, as any reader does. They write by turns: who has something waits
-for the turn, takes what is there by then, writes up to ``TURN_BYTES`` of it, and goes to the end of the queue. Nothing
-is kept but what is being written: what a slow socket has not read is in the logs.
+for the turn, takes what is there by then, writes up to ``TURN_BYTES`` of it, and goes to the end of the queue. What one
+read of a log brings is one write, cut where it is large. Nothing is kept but what is being written: what a slow socket
+has not read is in the logs.
 """
 
 from __future__ import annotations
@@ -10,24 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from typing import Any, Protocol, cast
 
 import trio
+from msgspec import structs
 from quart import Request
 
 from engine import LogEntry
 
-from .api_chat import start_run
 from .errors import ApiError, not_found
-from .journal_log import EventsDroppedError
 from .principal import Principal
 from .routing import PATH_IDS, Call
 from .run_access import find_run, find_run_or_state, unavailable
 from .run_directory import ElsewhereError, GoneError, RunHandle
 from .services import Services
 from .socket_messages import (
-    End,
     Ping,
     Pong,
     ServerMessage,
@@ -39,20 +37,19 @@ from .socket_messages import (
     Subscribed,
     Unsubscribe,
     Unsubscribed,
+    broken_off,
     encode,
-    encode_event,
     parse,
     refused,
     refused_run,
     refused_start,
 )
-from .store.errors import StoreUnavailableError
+from .socket_reading import Subscription
+from .socket_starts import check_cursor, run_of_start
+from .store.rows import RunStatus
 
 MAX_SUBSCRIPTIONS = 100
 """Of one socket, with the starts that are under way."""
-
-TURN_BYTES = 64 * 1024
-"""About what one run may write before the others have their turn."""
 
 MESSAGES_PER_SECOND = 100
 BURST_MESSAGES = 200
@@ -76,8 +73,8 @@ class Socket(Protocol):
         """The next message: text, bytes, or None for an empty binary one."""
         ...
 
-    async def send(self, data: str) -> None:
-        """Send a text message; waits while the client does not read, at most as long as serving allows."""
+    async def send(self, data: list[str]) -> None:
+        """Send text messages in one write; waits while the client does not read, at most as long as serving allows."""
         ...
 
     async def close(self, code: int, reason: str = "") -> None:
@@ -99,47 +96,6 @@ class Allowance:
         self._left = min(self._burst, self._left + (now - self._counted_at) * self._per_second) - count
         self._counted_at = now
         return self._left >= 0
-
-
-class Subscription:
-    """A run that is being read, and the number of its last event that was written."""
-
-    def __init__(self, run: RunHandle, after: int) -> None:
-        self.run = run
-        self.after = after
-        self.left = False
-        self._waiting = trio.CancelScope()
-
-    def leave(self) -> None:
-        """Write nothing from now on. What is being written is finished: half a frame would end the socket."""
-        self.left = True
-        self._waiting.cancel(reason="unsubscribed")
-
-    async def wait_turn(self, turn: trio.Lock) -> list[LogEntry] | None:
-        """Wait until there is something to write, then for the turn, the caller's to release. None: it has left.
-
-        Raises:
-            ApiError: the events are not to be had, or not now.
-        """
-        if self.left:
-            return None
-        with trio.CancelScope() as self._waiting:  # noqa: ASYNC912 - the log may have something already
-            entries = await self._read()
-            await turn.acquire()
-            return entries
-        return None
-
-    async def more(self) -> list[LogEntry]:
-        """What is there by now of a run under way. Raises as ``wait_turn``."""
-        return [] if self.run.log.ended else await self._read(trio.current_time())
-
-    async def _read(self, deadline: float = inf) -> list[LogEntry]:
-        try:
-            return await self.run.log.read(self.after, deadline)
-        except EventsDroppedError as error:
-            raise ApiError(410, "GONE", "the run's events are no longer kept; its state is") from error
-        except (trio.BrokenResourceError, trio.TooSlowError, StoreUnavailableError) as error:
-            raise unavailable("the run's events cannot be had now: subscribe again") from error
 
 
 class SocketSession:
@@ -202,48 +158,55 @@ class SocketSession:
                 await self._do(said, nursery)
 
     async def _do(self, said: Subscribe | Unsubscribe | Stop | Ping, nursery: trio.Nursery) -> None:
+        name = said.request_id
         try:
             match said:
-                case Subscribe():
+                case Subscribe(run_id=run_id, after=after):
                     subscription = await self._find(said)
-                    await nursery.start(self._follow, subscription, Subscribed(run_id=said.run_id, after=said.after))
+                    answer = Subscribed(request_id=name, run_id=run_id, after=after)
+                    await nursery.start(self._follow, subscription, answer)
                 case Unsubscribe(run_id=run_id):
                     if run_id in self._subscriptions:
                         self._subscriptions[run_id].leave()
                         del self._subscriptions[run_id]
-                    await self._say(Unsubscribed(run_id=run_id))
+                    await self._say(Unsubscribed(request_id=name, run_id=run_id))
                 case Stop(run_id=run_id):
-                    await self._say(await self._stop(run_id))
+                    await self._say(Stopped(request_id=name, run_id=run_id, status=await self._stop(run_id)))
                 case Ping(data=data):
-                    await self._say(Pong(data=data))
+                    await self._say(Pong(request_id=name, data=data))
         except ApiError as error:
             await self._say(refused_run(error, said))
 
     async def _start(self, said: Start) -> None:
-        """Start the run, then read it."""
+        """Start the run, or join it, then read it."""
         try:
             try:
-                run = await self._start_run(said)
+                run = await self._run_of(said)
             finally:
                 self._starting -= 1
                 self._ended_one.unpark_all()
+            check_cursor(run, said.after)
         except ApiError as error:
             await self._say(refused_start(error, said))
             return
-        started = Started(request_id=said.request_id, run_id=run.run_id, session_id=run.owner.session_id)
-        await self._follow(self._add(run, 0), started)
+        started = Started(
+            request_id=said.request_id, run_id=run.run_id, session_id=run.owner.session_id, after=said.after
+        )
+        while (subscription := self._subscriptions.get(run.run_id)) is not None:  # joined, and read here already
+            async with self._turn:
+                if self._subscriptions.get(run.run_id) is subscription:  # still: what it writes next follows
+                    await self._socket.send([encode(structs.replace(started, after=subscription.after))])
+                    return
+        await self._follow(self._add(run, said.after), started)
 
-    async def _start_run(self, said: Start) -> RunHandle:
-        services = self._services
-        if services.supervisor.draining:
-            raise ApiError(503, "draining", "the server is shutting down: connect again")
+    async def _run_of(self, said: Start) -> RunHandle:
         self._check_room(self._starting - 1)
-        if services.gatekeeper is not None:
-            services.gatekeeper.limiter.count_request(self._caller)
+        if self._services.gatekeeper is not None:
+            self._services.gatekeeper.limiter.count_request(self._caller)
         if not re.fullmatch(PATH_IDS["agent_id"].pattern, said.agent_id, re.ASCII):
             raise not_found("agent", said.agent_id)
-        call: Call[Any, None] = self._call({"agent_id": said.agent_id}, said)
-        return services.runs.local(await start_run(call))
+        call: Call[Any, None] = self._call({"agent_id": said.agent_id}, said.chat)
+        return await run_of_start(call, said.idempotency_key, said.after)
 
     async def _find(self, said: Subscribe) -> Subscription:
         """A new subscription.
@@ -255,19 +218,19 @@ class SocketSession:
             raise ApiError(409, "CONFLICT", "the run is subscribed on this socket already")
         self._check_room(self._starting)
         run = await find_run(self._call({}), said.run_id)
-        if said.after > run.log.last_seq:
-            raise ApiError(400, "INVALID_CURSOR", f"the run is at {run.log.last_seq}, not at {said.after}")
+        check_cursor(run, said.after)
         return self._add(run, said.after)
 
-    async def _stop(self, run_id: str) -> Stopped:
+    async def _stop(self, run_id: str) -> RunStatus:
+        """Stop the run; how it ended."""
         try:
             run = await find_run_or_state(self._call({}), run_id)
         except GoneError as gone:
-            return Stopped(run_id=run_id, status=gone.view.status)
+            return gone.view.status
         except ElsewhereError as elsewhere:
             raise unavailable("another server has the run") from elsewhere
         await run.stop()
-        return Stopped(run_id=run_id, status=run.view().status)
+        return run.view().status
 
     def _check_room(self, starting: int) -> None:
         if len(self._subscriptions) + starting >= MAX_SUBSCRIPTIONS:
@@ -295,7 +258,7 @@ class SocketSession:
                 if self._subscriptions.get(run_id) is subscription:
                     del self._subscriptions[run_id]
                     self._ended_one.unpark_all()
-                    await self._say(refused_run(error, Subscribe(run_id=run_id)))
+                    await self._say(broken_off(error, run_id))
 
     async def _write_all(self, subscription: Subscription) -> None:
         over = False
@@ -310,23 +273,20 @@ class SocketSession:
 
     async def _write(self, subscription: Subscription, entries: list[LogEntry]) -> bool:
         """Write what fits into one turn; whether that was the last of the run."""
-        run, size = subscription.run, 0
-        for entry in await subscription.more() or entries:  # more, if the turn was long in coming
-            if size >= TURN_BYTES:
+        entries = await subscription.more() or entries  # more, if the turn was long in coming
+        for messages in subscription.pieces(entries):
+            if subscription.left:
                 return False
-            await self._socket.send(encode_event(run.run_id, entry))
-            subscription.after = entry.seq
-            size += len(entry.frame)
-        if subscription.left or not run.log.ended or subscription.after < run.log.last_seq:
-            return False
-        del self._subscriptions[run.run_id]
-        await self._socket.send(encode(End(run_id=run.run_id)))
-        self._ended_one.unpark_all()
-        return True
+            if subscription.over:  # a client that has heard the end may subscribe again
+                del self._subscriptions[subscription.run.run_id]
+            await self._socket.send(messages)
+        if subscription.over:
+            self._ended_one.unpark_all()
+        return subscription.over
 
     async def _say(self, message: ServerMessage) -> None:
         async with self._turn:
-            await self._socket.send(encode(message))
+            await self._socket.send([encode(message)])
 
     def _call(self, ids: dict[str, str], body: Any = None) -> Call[Any, None]:
         """What routes get: the socket's handshake stands for the request."""

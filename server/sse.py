@@ -34,15 +34,28 @@ STREAM_HEADERS = {
 }
 
 
-class EventStreamBody(ResponseBody):
+class WatchedBody(ResponseBody):
+    """A response body that, with a ``watch``, breaks off once the reader's key is revoked."""
+
+    watch: KeyWatch | None = None
+
+    async def check_key(self) -> None:
+        """Ask about the key if it is time to; before each piece. Raises KeyRevokedError."""
+        if self.watch is not None and trio.current_time() >= self.watch.due_at:
+            await self.watch.check()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+
+class EventStreamBody(WatchedBody):
     """The frames of a log from a cursor on: all that is there in large pieces, then live, to the terminal event.
 
     ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
-    that no proxy takes it for dead; nothing is sent while the client does not read. With a ``watch`` it breaks off once
-    the reader's key is revoked.
+    that no proxy takes it for dead; nothing is sent while the client does not read.
     """
-
-    watch: KeyWatch | None = None
 
     def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
@@ -57,19 +70,13 @@ class EventStreamBody(ResponseBody):
     async def __aenter__(self) -> EventStreamBody:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
-
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         piece = next(self._pieces, None) or await self._read_piece()
         now = trio.current_time()
-        if self.watch is not None and now >= self.watch.due_at:
-            await self.watch.check()
+        await self.check_key()
         self._heartbeat_at = now + HEARTBEAT_SECONDS
         return piece
 

@@ -3,21 +3,24 @@
 Hypercorn 0.18 as it is: bytes in the handshake's headers that are no ASCII crash the connection, and so do frames after
 the end; a message that is too large goes on growing in memory; an offered compression is taken, with which 64 KiB
 become 64 MiB; a client that never answers is never dropped (trap H10); and an app whose queue is full does not hear
-that its client has gone.
+that its client has gone. Nor can it write several messages at once.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, cast
 
 import h11
 import trio
 from hypercorn.protocol.events import Body, Data, Event, Request, StreamClosed
-from hypercorn.protocol.ws_stream import WSStream
-from hypercorn.typing import AppWrapper, ASGISendEvent
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.typing import AppWrapper, ASGISendCallable, ASGISendEvent
+from quart_trio.asgi import TrioASGIWebsocketConnection
 from wsproto.connection import ConnectionState
-from wsproto.events import CloseConnection, Message, Ping
+from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError
 
 MAX_MESSAGE_BYTES = 2**20
 PING_SECONDS = 20.0
@@ -40,6 +43,17 @@ def handshake_headers(request: h11.Request) -> list[tuple[bytes, bytes]] | None:
     headers = [(name, value) for name, value in request.headers if name not in _NOT_OURS]
     read = [value for name, value in headers if name == b"connection" or name.startswith(b"sec-websocket-")]
     return headers if all(map(bytes.isascii, read)) else None
+
+
+class JoiningConnection(TrioASGIWebsocketConnection):
+    """Quart-Trio's side of a WebSocket, on which a list of texts is that many messages in one write."""
+
+    async def send_data(self, send: ASGISendCallable, data: Any) -> None:
+        """Pass on one message, or a list of them as ASGI does not know it: ``GuardedWSStream`` does."""
+        if isinstance(data, list):
+            await send(cast(ASGISendEvent, {"type": "websocket.send", "texts": data}))
+        else:
+            await super().send_data(send, data)
 
 
 class GuardedWSStream(WSStream):
@@ -75,7 +89,16 @@ class GuardedWSStream(WSStream):
         """Take what comes from the app; a checkpoint, also when the client is gone."""
         if self.closed:
             await trio.lowlevel.checkpoint()
-        await super().app_send(message)
+        elif message is not None and "texts" in message and self.state is ASGIWebsocketState.CONNECTED:
+            await self._send_texts(cast(Any, message)["texts"])
+        else:
+            await super().app_send(message)
+
+    async def _send_texts(self, texts: list[str]) -> None:
+        """Send these messages in one write; none of them to a client that has said goodbye."""
+        with suppress(LocalProtocolError):
+            data = b"".join([self.connection.send(TextMessage(data=text)) for text in texts])
+            await self.send(Data(stream_id=self.stream_id, data=data))
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():

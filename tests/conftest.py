@@ -10,12 +10,46 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 VIRTUAL_DAY_SECONDS = 86_400
+
+TESTS = Path(__file__).parent
+
+OF_PROCESSES = (
+    "benchmarks/test_cancels.py",
+    "benchmarks/test_slow_readers.py",
+    "benchmarks/test_ttfb.py",
+    "browser/",
+    "providers/test_cancel_real_sockets.py",
+    "server/store/test_killed.py",
+    "server/store/test_processes.py",
+    "server/test_compose.py",
+    "server/test_drain.py",
+    "server/test_killed_server.py",
+    "server/test_nginx.py",
+    "server/test_serve_otel.py",
+    "server/test_two_workers.py",
+    "server/test_vendor_session.py",
+    "server/test_workers.py",
+    "test_conftest.py",
+    "test_deploy.py",
+)
+"""Tests whose subject is other processes, or what takes real time: coverage does not see the one and doubles the other.
+
+``make check`` measures coverage without them; ``make test`` runs all.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of these modules."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(OF_PROCESSES):
+            item.add_marker("processes")
 
 
 def within_a_virtual_day(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool, StaticPool
 from .errors import DatabaseError
 
 CONNECT_SECONDS = 5
+BUSY_RETRY_SECONDS = 0.01
 READERS = 8
 SQLITE_WRITERS = 1
 POSTGRESQL_WRITERS = 8
@@ -85,7 +87,7 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
         # https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#sqlite-transactions
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection, busy_timeout)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -96,6 +98,20 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection, busy_timeout: float) -> None:
+    """Have the file in WAL mode. SQLite refuses that at once while another writes in a new file."""
+    give_up_at = time.monotonic() + busy_timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(BUSY_RETRY_SECONDS)
+        else:
+            return
 
 
 def connect_postgresql(url: URL, statement_timeout: float) -> Engine:

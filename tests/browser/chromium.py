@@ -1,17 +1,17 @@
-"""A headless Chromium that opens one page, and the page's own server, which hears what the page has to tell."""
+"""A headless Chromium that opens pages, and a page's own server, which hears what the page has to tell."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
+import httpx
 import msgspec
 import trio
 from quart import Response, request
@@ -35,15 +35,20 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+    "--remote-debugging-port=0",
 )
+_READY = b"DevTools listening on ws://"
 
 
 class Seen(msgspec.Struct):
-    """What the page has: pairs of id and event, how often its stream was opened, and how it stands."""
+    """What the page has: pairs of id and event, how often its stream was opened, how it stands, what was agreed on."""
 
     events: list[tuple[str, dict[str, Any]]] = []
     state: str = ""
     opened: int = 0
+    protocol: str = ""
 
     @property
     def text(self) -> str:
@@ -83,41 +88,62 @@ def find_chromium() -> str:
     raise FileNotFoundError("these tests need Chromium: apt-get install chromium (.ci/run does so)")
 
 
+class Chromium:
+    """A running Chromium; ``address`` is where it takes commands, as the DevTools protocol's HTTP side says."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+@contextmanager
+def run_chromium(folder: Path) -> Iterator[Chromium]:
+    """A Chromium with its profile in that folder; killed after the block.
+
+    Raises:
+        FileNotFoundError: as ``find_chromium``.
+    """
+    command = [find_chromium(), *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    environment = os.environ | {"HOME": str(folder)}
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=environment,
+    )
+    assert process.stderr is not None
+    try:
+        with process.stderr as said:
+            ready = next((line for line in said if line.startswith(_READY)), None)
+        assert ready is not None, "Chromium does not start"
+        yield Chromium("http://" + ready.removeprefix(_READY).partition(b"/")[0].decode())
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
 class Browser:
     """Opens pages. Their origin is known before."""
 
-    def __init__(self, folder: Path, origin: str, page: Page) -> None:
+    def __init__(self, chromium: Chromium, client: httpx.AsyncClient, origin: str, page: Page) -> None:
         self.origin = origin
-        self._folder = folder
+        self._commands = f"{chromium.address}/json"
+        self._client = client
         self._page = page
 
     @asynccontextmanager
     async def open(self, way: str, url: str) -> AsyncIterator[Page]:
         """The page, reading the events there in that way; closed after the block."""
         address = f"{self.origin}/?{urlencode({'way': way, 'url': url})}"
-        command = [find_chromium(), *_FLAGS, f"--user-data-dir={self._folder}", address]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        environment = os.environ | {"HOME": str(self._folder)}
-        async with trio.open_nursery() as nursery:
-            run: Any = partial(
-                trio.run_process,
-                command,
-                check=False,
-                capture_stdout=False,
-                start_new_session=True,
-                env=environment,
-                **quiet,
-            )
-            process = await nursery.start(run)
-            try:
-                yield self._page
-            finally:
-                os.killpg(process.pid, 9)
+        opened = await self._client.put(f"{self._commands}/new?{quote(address, safe='')}")
+        yield self._page
+        await self._client.get(f"{self._commands}/close/{opened.json()['id']}")
 
 
 @asynccontextmanager
-async def browser(folder: Path) -> AsyncIterator[Browser]:
-    """A browser whose page is served here."""
+async def serve_page(chromium: Chromium, client: httpx.AsyncClient) -> AsyncIterator[Browser]:
+    """The browser with a page that is served here."""
     page = Page()
     app = QuartTrio("page", static_folder=None)
 
@@ -133,5 +159,5 @@ async def browser(folder: Path) -> AsyncIterator[Browser]:
     listeners = listen_tcp("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app, listeners, trio.Event())
-        yield Browser(folder, base_url(listeners[0]), page)
+        yield Browser(chromium, client, base_url(listeners[0]), page)
         nursery.cancel_scope.cancel()

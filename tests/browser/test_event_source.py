@@ -2,103 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import trio
 
-from providers.http import open_client
-from providers.recording import Recording
-from server.compose import base_url
-from server.serving import serve
-from server.sockets import listen_tcp
-from tests.browser.chromium import Browser, Seen, browser
-from tests.harness.recordings import steady_recording
-from tests.harness.vendor import VendorServer
-from tests.server.commands import agent_at, write_agents
-from tests.server.test_compose import COMMAND, ROOT, ServeProcess
+from tests.browser.chromium import Chromium, Seen
+from tests.browser.scene import ENDLESS, QUICK, check_sequence, is_closed, restarting
 
-TERMINAL = {"done", "error", "stop"}
 CONTENT = 3
 """Texts that the page shall have before the server is restarted."""
-
-QUICK = steady_recording(first=0.1, gap=0.05, last=1.0)
-ENDLESS = steady_recording(first=0.1, gap=0.1, last=80.0)
-
-
-class Restarting:
-    """A ``lumos serve`` that is started again at the same address, with the same database."""
-
-    def __init__(self, nursery: trio.Nursery, client: httpx.AsyncClient, arguments: list[str], url: str) -> None:
-        self.url = url
-        self._nursery = nursery
-        self._client = client
-        self._arguments = arguments
-
-    async def start(self) -> None:
-        environment = os.environ | {"no_proxy": "*"}
-        run: Any = partial(
-            trio.run_process, self._arguments, stderr=subprocess.PIPE, check=False, cwd=ROOT, env=environment
-        )
-        self.process = ServeProcess(await self._nursery.start(run))
-        self._nursery.start_soon(self.process.collect_output)
-        await self.process.wait_line("server.started")
-
-    async def end(self, signum: int) -> None:
-        self.process.process.send_signal(signum)
-        await self.process.wait_exit()
-
-    async def start_run(self) -> str:
-        """Its id. It goes on without readers."""
-        url = f"{self.url}/api/v1/agents/local/chat/lumosai/stream"
-        body = {"message": "hi", "on_disconnect": "continue"}
-        async with self._client.stream("POST", url, json=body) as response:
-            assert response.status_code == 200
-            return str(response.headers["X-Run-Id"])
-
-    def events_url(self, run_id: str) -> str:
-        return f"{self.url}/api/v1/runs/{run_id}/events"
-
-
-@asynccontextmanager
-async def restarting(folder: Path, recording: Recording) -> AsyncIterator[tuple[Restarting, Browser]]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    models = listen_tcp("127.0.0.1", 0)
-    agents = write_agents(folder, agent_at(base_url(models[0])))
-    profile = folder / "chromium"
-    profile.mkdir()
-    async with trio.open_nursery() as nursery, open_client() as client, browser(profile) as chromium:
-        await nursery.start(serve, VendorServer(recording).app(), models, trio.Event())
-        options = ["--agents", str(agents), "--database-url", f"sqlite:///{folder}/lumos.db"]
-        command = [*COMMAND, "--port", str(port), "--cors-origin", chromium.origin, *options]
-        lumos = Restarting(nursery, client, command, f"http://127.0.0.1:{port}")
-        await lumos.start()
-        yield lumos, chromium
-        nursery.cancel_scope.cancel()
-
-
-def check_sequence(seen: Seen, run_id: str) -> None:
-    """Numbers of this run that only grow, and exactly one terminal event, at the end."""
-    numbers = []
-    for event_id, _ in seen.events:
-        of, _, number = event_id.rpartition(".")
-        assert of == run_id
-        numbers.append(int(number))
-    kinds = [event["chunk_type"] for _, event in seen.events]
-    assert numbers == sorted(set(numbers))
-    assert numbers[:-1] == list(range(1, len(numbers)))
-    assert kinds[0] == "start"
-    assert [kind in TERMINAL for kind in kinds] == [False] * (len(kinds) - 1) + [True]
 
 
 def has_text(seen: Seen) -> bool:
@@ -106,15 +19,13 @@ def has_text(seen: Seen) -> bool:
     return kinds.count("content") >= CONTENT
 
 
-def is_closed(seen: Seen) -> bool:
-    return seen.state == "closed"
-
-
 @pytest.mark.parametrize("way", ["event-source", "fetch"])
-async def test_a_page_goes_on_after_a_kill_and_hears_how_its_run_ended(way: str, tmp_path: Path) -> None:
-    async with restarting(tmp_path, ENDLESS) as (lumos, chromium):
+async def test_a_page_goes_on_after_a_kill_and_hears_how_its_run_ended(
+    way: str, tmp_path: Path, chromium: Chromium
+) -> None:
+    async with restarting(tmp_path, ENDLESS, chromium) as (lumos, browser):
         run_id = await lumos.start_run()
-        async with chromium.open(way, lumos.events_url(run_id)) as page:
+        async with browser.open(way, lumos.events_url(run_id)) as page:
             await page.wait(has_text)
             await lumos.end(signal.SIGKILL)
             await lumos.start()
@@ -126,13 +37,15 @@ async def test_a_page_goes_on_after_a_kill_and_hears_how_its_run_ended(way: str,
 
 
 @pytest.mark.parametrize("way", ["event-source", "fetch"])
-async def test_a_page_has_the_whole_answer_of_a_run_from_before_the_restart(way: str, tmp_path: Path) -> None:
-    async with restarting(tmp_path, QUICK) as (lumos, chromium):
+async def test_a_page_has_the_whole_answer_of_a_run_from_before_the_restart(
+    way: str, tmp_path: Path, chromium: Chromium
+) -> None:
+    async with restarting(tmp_path, QUICK, chromium) as (lumos, browser):
         run_id = await lumos.start_run()
         await lumos.process.wait_line("run.ended")
         if way == "event-source":  # it meets nobody, and comes again by itself
             await lumos.end(signal.SIGTERM)
-        async with chromium.open(way, lumos.events_url(run_id)) as page:
+        async with browser.open(way, lumos.events_url(run_id)) as page:
             if way == "fetch":
                 await page.wait(lambda seen: len(seen.events) >= 2)
                 await lumos.end(signal.SIGTERM)

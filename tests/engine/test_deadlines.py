@@ -29,6 +29,7 @@ from engine import (
     Run,
     TextDelta,
     TextPiece,
+    Usage,
     UsagePiece,
 )
 
@@ -71,12 +72,15 @@ async def ended(*script: Line, **deadlines: float) -> Ended:
 # Each at its time
 
 
+NO_TOKEN = Error("timeout.first_token", "no first token from the model within 30 s", usage=Usage(2, 0, estimated=True))
+
+
 @pytest.mark.parametrize(
     ("script", "at", "error"),
     [
         ([SILENCE], 10.0, Error("timeout.connect", "no connection to the model within 10 s")),
-        ([(4, [SENT]), SILENCE], 34.0, Error("timeout.first_token", "no first token from the model within 30 s")),
-        ([(9.875, [SENT]), SILENCE], 39.875, Error("timeout.first_token", "no first token from the model within 30 s")),
+        ([(4, [SENT]), SILENCE], 34.0, NO_TOKEN),
+        ([(9.875, [SENT]), SILENCE], 39.875, NO_TOKEN),
     ],
     ids=["connect", "first token", "first token, sent late"],
 )
@@ -220,7 +224,7 @@ async def test_grace_wins_when_total_ends_at_the_same_time(autojump_clock: MockC
     run = Run("run", spec)
     await run.execute()
     assert run.elapsed == 5.0
-    assert run.log.terminal == AgentStopped("disconnect", "", None)
+    assert run.log.terminal == AgentStopped("disconnect", "", Usage(2, 0, estimated=True))
 
 
 async def test_a_token_at_the_very_deadline_is_too_late(autojump_clock: MockClock) -> None:

@@ -198,6 +198,15 @@ async def test_before_anything_was_said_there_is_no_usage(autojump_clock: MockCl
     assert error_of(run).usage is None
 
 
+async def test_what_a_vendor_refuses_costs_nothing_and_what_breaks_off_costs_what_was_sent(
+    autojump_clock: MockClock,
+) -> None:
+    refused = await finished((0, [SENT]), (1, ProviderError("upstream.rate_limit", "no")))
+    assert error_of(refused).usage is None
+    cut = await finished((0, [SENT]), (1, ProviderError("upstream.connection", "gone")))
+    assert error_of(cut).usage == Usage(2, 0, estimated=True)
+
+
 async def test_an_error_keeps_the_usage_so_far(autojump_clock: MockClock) -> None:
     run = await finished((1, text("1234")), (2, ProviderError("upstream.server", "no")))
     assert error_of(run).usage == Usage(2, 1, estimated=True)

@@ -65,12 +65,13 @@ async def stopped_at(
 
 async def test_a_stop_before_the_first_token(autojump_clock: MockClock) -> None:
     run, provider = await stopped_at(1.5, (1, [SENT]), SILENCE)
-    assert run.log.terminal == AgentStopped("requested", "", None)
+    assert run.log.terminal == AgentStopped("requested", "", Usage(2, 0, estimated=True))
     assert provider.seen == [(0.0, "asked"), (1.5, "cancelled")]
 
 
 async def test_a_stop_before_the_connection_stands(autojump_clock: MockClock) -> None:
-    _, provider = await stopped_at(1.5, SILENCE)
+    run, provider = await stopped_at(1.5, SILENCE)
+    assert run.log.terminal == AgentStopped("requested", "", None)
     assert provider.seen == [(0.0, "asked"), (1.5, "cancelled")]
 
 
@@ -103,7 +104,7 @@ async def test_a_second_stop_does_nothing(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         assert run.stop("fourth") is False
     assert_ended_once(run)
-    assert run.log.terminal == AgentStopped("first", "", None)
+    assert run.log.terminal == AgentStopped("first", "", Usage(2, 0, estimated=True))
     assert observer.story == ["started", "stop"]
 
 

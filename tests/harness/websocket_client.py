@@ -1,4 +1,4 @@
-"""A WebSocket client over the in-memory network: wsproto's protocol, and nothing that the test does not see."""
+"""A WebSocket client over any stream, in memory or real: wsproto's protocol, and nothing that the test does not see."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_network import Direction
 from tests.harness.world import LUMOS, World
 
 SOCKET_PATH = "/api/v1/ws"
@@ -56,12 +56,13 @@ class WebSocketClient:
     """One socket; closing the stream is the caller's.
 
     Attributes:
+        stream: a ``MemoryStream`` or a ``trio.SocketStream``.
         answers_pings: whether it does, as every browser.
         pings: when the server's came.
         heard: every message with its time on trio's clock.
     """
 
-    def __init__(self, stream: MemoryStream) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.answers_pings = True
         self.pings: list[float] = []
@@ -188,3 +189,16 @@ async def open_socket(world: World, **handshake: Any) -> AsyncIterator[WebSocket
         client = WebSocketClient(stream)
         await client.shake_hands(**handshake)
         yield client
+
+
+def count_writes(direction: Direction) -> list[bytes]:
+    """What is written there from now on, write by write; with a window that has room for each."""
+    writes: list[bytes] = []
+    put = direction.put
+
+    def counted(data: memoryview) -> int:
+        writes.append(bytes(data))
+        return put(data)
+
+    direction.put = counted  # type: ignore[method-assign]
+    return writes

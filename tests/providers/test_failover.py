@@ -409,6 +409,9 @@ async def test_what_an_attempt_says_when_its_deadline_has_fired_is_not_heard(
     assert (outcome.text, outcome.first_token_at) == (FULL_TEXT, 5.5)
     alone = await ask(FailoverProvider(links[:1]))
     assert (alone.code, alone.text) == ("timeout.first_token", "")
+    assert isinstance(alone.end, Error)
+    assert alone.end.usage is not None, "what was sent is reckoned"
+    assert (alone.end.usage.output_tokens, alone.end.usage.estimated) == (0, True)
 
 
 async def test_leaving_while_attempts_run_cancels_them_all(autojump_clock: MockClock) -> None:

@@ -14,7 +14,8 @@ from server.log_followers import LogFollowers
 from server.principal import LOCAL_USER
 from server.run_directory import LocalRun
 from server.run_uploads import SharedLimits
-from server.shared_log import SharedLog, SharedRun
+from server.shared_log import SharedLog
+from server.shared_run import SharedRun
 from tests.engine.scripted import ProgrammedProvider, text
 from tests.harness.redis import RedisServer
 

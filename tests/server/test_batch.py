@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import trio
@@ -16,119 +12,26 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from engine import LogEntry, Run
-from providers.sse import SSEParser
-from server.api_batch import MAX_REQUESTS, START_SECONDS
 from server.batch_log import MARK_EVERY, READ_BYTES, Batch, BatchedRun, BatchLog, BatchStarted, MergedOrder
+from server.batch_start import MAX_REQUESTS
 from server.batches import BatchDirectory
-from server.principal import KeyLimits, Principal
 from server.sse import HEARTBEAT_SECONDS
-from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
-from tests.harness.world import World, open_keeping_world, open_world
-from tests.server.api_scene import API, HELPER, Caller
+from tests.engine.scripted import FOREVER, text
+from tests.harness.world import open_keeping_world, open_world
+from tests.server.api_scene import API, Caller
+from tests.server.batch_scene import (
+    BATCH,
+    BatchReader,
+    ask,
+    assert_one_log,
+    open_batch,
+    read_again,
+    runs_of,
+    speaking,
+    two,
+    whole_batch,
+)
 from tests.server.raw_http import raw_client, request_bytes
-
-BATCH = f"{API}/batch"
-
-
-def speaking(*lines: Line) -> ScriptedProvider:
-    """A model that was asked at once and says these."""
-    return ScriptedProvider((0, (SENT,)), *lines)
-
-
-def ask(*agents: str, **fields: Any) -> dict[str, Any]:
-    """A batch with a message for each of these agents."""
-    return {"requests": [{"agent_id": agent, "message": f"hi {agent}"} for agent in agents]} | fields
-
-
-class BatchReader:
-    """The frames of a batch as they come: their data, ids, and times."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self.response = response
-        self.frames: list[dict[str, Any]] = []
-        self.ids: list[str] = []
-        self.arrivals: list[float] = []
-        self.raw = b""
-        self._body = response.extensions["body"]
-        self._parser = SSEParser()
-        self._told = 0
-
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        while self._told == len(self.frames):
-            chunk = await self._body.receive()
-            if not chunk:
-                raise StopAsyncIteration
-            self.raw += chunk
-            for frame in self._parser.feed(chunk):
-                self.frames.append(msgspec.json.decode(frame.data))
-                self.ids.append(frame.id)
-                self.arrivals.append(trio.current_time())
-        self._told += 1
-        return self.frames[self._told - 1]
-
-    async def rest(self) -> BatchReader:
-        """Read to the end."""
-        async for _ in self:
-            pass
-        return self
-
-    @property
-    def batch_id(self) -> str:
-        """From the header."""
-        return str(self.response.headers["X-Batch-Id"])
-
-    @property
-    def story(self) -> list[tuple[float, str, str]]:
-        """When which agent said what, without the batch's own frames."""
-        agents = {run["run_id"]: run["agent_id"] for run in self.frames[0]["runs"]}
-        return [
-            (at, agents[frame["run_id"]], frame.get("content", frame["chunk_type"]))
-            for at, frame in zip(self.arrivals, self.frames, strict=True)
-            if "run_id" in frame
-        ]
-
-
-@asynccontextmanager
-async def open_batch(
-    world: World, body: dict[str, Any], headers: dict[str, str] | None = None
-) -> AsyncIterator[BatchReader]:
-    async with world.client.stream("POST", f"{BATCH}/stream", json=body, headers=headers or {}) as response:
-        if response.status_code != 200:
-            await response.aread()
-            raise AssertionError(response.text)
-        yield BatchReader(response)
-
-
-async def whole_batch(world: World, body: dict[str, Any], headers: dict[str, str] | None = None) -> BatchReader:
-    async with open_batch(world, body, headers) as reader:
-        return await reader.rest()
-
-
-async def read_again(world: World, batch_id: str, after: int | None = None, **options: Any) -> httpx.Response:
-    query = {} if after is None else {"after": str(after)}
-    return await world.client.get(f"{BATCH}/{batch_id}/events", params=query, **options)
-
-
-def runs_of(world: World, reader: BatchReader) -> list[Run]:
-    found = [world.supervisor.find(run["run_id"]) for run in reader.frames[0]["runs"]]
-    assert None not in found
-    return [run for run in found if run is not None]
-
-
-def assert_one_log(reader: BatchReader, *, after: int = 0) -> None:
-    """Dense numbers, the batch's own first and last frame, and each run's events in its own order to its own end."""
-    assert reader.ids == [f"{reader.batch_id}.{n}" for n in range(after + 1, after + 1 + len(reader.ids))]
-    assert reader.frames[-1]["chunk_type"] == "batch_done"
-
-
-def two(world: World) -> None:
-    """Two agents that speak by turns, each at its own times."""
-    world.add_agent("left", speaking((1, text("l1 ")), (3, text("l2 ")), (5, text("l3"))))
-    world.add_agent("right", speaking((2, text("r1 ")), (4, text("r2"))))
-
 
 # One order
 
@@ -346,8 +249,7 @@ async def test_batches_whose_events_are_gone_make_room_then_the_oldest(autojump_
             directory.add(Batch(name, ("t", "u"), started), list(runs))
 
         def names() -> list[str]:
-            caller = Principal(tenant_id="t", user_id="u")
-            return [name for name in ("gone", *map(str, range(20))) if directory.find(name, caller)]
+            return [name for name in ("gone", *map(str, range(20))) if directory.find_here(name)]
 
         add("0")
         two(world)
@@ -500,107 +402,6 @@ async def test_a_silent_batch_gets_heartbeats(autojump_clock: MockClock) -> None
         world.add_agent("a", speaking((20, text("x"))))
         reader = await whole_batch(world, ask("a"))
         assert reader.raw.count(b": heartbeat\n\n") == 20 // HEARTBEAT_SECONDS
-
-
-# Refused
-
-
-INVALID: dict[str, Any] = {
-    "no requests": {"requests": []},
-    "too many": ask(*["left"] * (MAX_REQUESTS + 1)),
-    "no agent": {"requests": [{"message": "hi"}]},
-    "a blank message": {"requests": [{"agent_id": "left", "message": "hi"}, {"agent_id": "left", "message": " "}]},
-    "an unknown field": ask("left", colour="red"),
-    "an unknown field of one": {"requests": [{"agent_id": "left", "message": "hi", "colour": "red"}]},
-    "another end": ask("left", on_disconnect="never"),
-    "a list": [],
-}
-
-
-@pytest.mark.parametrize("body", INVALID.values(), ids=INVALID)
-async def test_an_invalid_body_starts_nothing(body: Any, autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        two(world)
-        response = await world.client.post(f"{BATCH}/stream", json=body)
-        assert (response.status_code, response.json()["code"]) == (422, "VALIDATION_ERROR")
-        assert world.journal.entries == []
-
-
-async def test_the_field_that_is_wrong_is_named(autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        response = await world.client.post(f"{BATCH}/stream", json=INVALID["a blank message"])
-        assert response.json()["details"] == {"field": "requests[1].message"}
-
-
-@pytest.mark.parametrize("nobody", ["nobody", "no such name!", "x" * 1000, ""])
-async def test_what_cannot_be_started_is_told_and_the_others_run(nobody: str, autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        two(world)
-        reader = await whole_batch(world, ask(nobody, "left", nobody))
-        assert_one_log(reader)
-        assert [run["index"] for run in reader.frames[0]["runs"]] == [1]
-        refusals = reader.frames[1:3]
-        assert [(one["chunk_type"], one["index"], one["code"]) for one in refusals] == [
-            ("batch_error", 0, "NOT_FOUND"),
-            ("batch_error", 2, "NOT_FOUND"),
-        ]
-        assert [what for _, _, what in reader.story][-1] == "done"
-
-
-async def test_a_batch_of_which_nothing_starts_ends_at_once(autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        reader = await whole_batch(world, ask("nobody"))
-        assert [frame["chunk_type"] for frame in reader.frames] == ["batch_start", "batch_error", "batch_done"]
-        assert (await read_again(world, reader.batch_id, 1)).content in reader.raw
-        assert (await read_again(world, reader.batch_id, 3)).status_code == 204
-
-
-async def test_a_draining_server_takes_no_batch(autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        two(world)
-        await world.supervisor.drain(0)
-        response = await world.client.post(f"{BATCH}/stream", json=ask("left"))
-        assert response.status_code == 503
-        assert int(response.headers["Retry-After"]) > 0
-
-
-async def _starts(world: World, headers: dict[str, str], *agents: str) -> Sequence[str]:
-    reader = await whole_batch(world, ask(*agents), headers)
-    codes = {one["index"]: one["code"] for one in reader.frames if one["chunk_type"] == "batch_error"}
-    return [codes.get(index, "started") for index in range(len(agents))]
-
-
-async def test_each_run_counts_towards_the_keys_limits(autojump_clock: MockClock) -> None:
-    async with open_keeping_world() as world:
-        world.add_agent("a", speaking((1, text("x"))))
-        key = await world.add_key("acme", "ada", limits=KeyLimits(concurrent_runs=2))
-        assert await _starts(world, key, "a", "a", "a") == ["started", "started", "RATE_LIMITED"]
-        assert await _starts(world, key, "a", "a") == ["started", "started"], "the places are free again"
-        key = await world.add_key("acme", "ada", limits=KeyLimits(requests_per_minute=3))
-        assert await _starts(world, key, "a", "a", "a", "a") == ["started"] * 3 + ["RATE_LIMITED"]
-
-
-async def test_what_takes_too_long_to_start_is_given_up_and_the_others_are_read(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with open_keeping_world(HELPER) as world:
-        world.add_agent("a", speaking((1, text("x")), (6, text("y"))))
-        assert world.database is not None
-        write = world.database.write
-
-        async def write_once(*change: Any) -> Any:
-            monkeypatch.setattr(world.database, "write", hang)
-            return await write(*change)
-
-        async def hang(*_: Any) -> None:
-            await trio.sleep_forever()
-
-        monkeypatch.setattr(world.database, "write", write_once)
-        reader = await whole_batch(world, ask("a", "helper", "a", on_disconnect="cancel"))
-        refusals = [(one["index"], one["code"]) for one in reader.frames if one["chunk_type"] == "batch_error"]
-        assert refusals == [(1, "SERVICE_UNAVAILABLE"), (2, "SERVICE_UNAVAILABLE")]
-        assert reader.arrivals[0] == START_SECONDS
-        assert reader.story[-1] == (6, "a", "done")
 
 
 # Whose it is

@@ -15,12 +15,11 @@ import httpx
 import pytest
 import trio
 
-from engine import GenerationComplete
 from engine.events import ToolCallStart
 from engine.pieces import ToolCallPiece
 from server.compose import CLEANUP_SECONDS, HURRY_SECONDS
 from server.serving import ServingLimits
-from tests.harness.recordings import steady_recording, step_recording
+from tests.harness.recordings import step_recording
 from tests.server.test_compose import LONG, STEADY, LiveAnswer, Site, assert_ends_with_draining, site
 
 DRAIN = 0.5
@@ -188,14 +187,18 @@ async def test_a_locked_database_holds_nothing(tmp_path: Path) -> None:
                 await assert_ends_with_draining(answer)
 
 
-async def test_a_start_that_waits_in_the_queue_is_refused_and_the_run_before_it_finishes(tmp_path: Path) -> None:
-    recording = steady_recording(first=0.1, gap=0.05, last=1.5)
-    async with site(tmp_path, "--max-runs", "1", recording=recording) as lumos, trio.open_nursery() as nursery:
+async def test_a_start_that_waits_in_the_queue_is_refused_at_once_while_the_run_before_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    options = ("--max-runs", "1", "--queue-seconds", "60", "--drain", "60")
+    async with site(tmp_path, *options, recording=STEADY) as lumos, trio.open_nursery() as nursery:
         refused: list[httpx.Response] = []
+        answered = trio.Event()
 
         async def ask() -> None:
             url = f"{lumos.url}/api/v1/agents/local/chat/lumosai/stream"
             refused.append(await lumos.client.post(url, json={"message": "hi"}))
+            answered.set()
 
         async with lumos.open_chat() as answer:
             await answer.read_text()
@@ -203,7 +206,10 @@ async def test_a_start_that_waits_in_the_queue_is_refused_and_the_run_before_it_
             with trio.fail_after(LONG):
                 while not (await lumos.client.get(f"{lumos.url}/health/ready")).json()["queued_runs"]:  # noqa: ASYNC110
                     pass
-            async with ends_in_time(lumos):
-                assert isinstance(await answer.read_to_end(), GenerationComplete)
+            async with ends_in_time(lumos, LONG):
+                with trio.fail_after(LONG):
+                    await answered.wait()
+                assert "run.ended" not in lumos.serve.output
+                lumos.serve.process.send_signal(signal.SIGTERM)
+                await assert_ends_with_draining(answer)
         assert [(each.status_code, each.headers["Retry-After"]) for each in refused] == [(503, "5")]
-        nursery.cancel_scope.cancel()

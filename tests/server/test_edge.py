@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine import RetentionLimits
 from engine.events import Event
 from engine.pieces import UsagePiece
 from providers.sse import SSEParser
 from server.share_links import BadSecretError, ShareLinks
+from server.store.database import Database
+from server.store.errors import StoreUnavailableError
+from server.store.run_events import page_of_events
 from tests.engine.scripted import FOREVER, SENT, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
-from tests.server.api_scene import Caller
+from tests.server.api_scene import HELPER, Caller
 
 IMMUTABLE = "max-age=31536000, immutable"
 JSON = {"Accept": "application/json"}
@@ -327,3 +331,35 @@ def test_a_short_secret_is_refused_and_none_is_a_random_one() -> None:
     assert one.open(token) is not None
     assert other.open(token) is None
     assert (one.lasting, ShareLinks("x" * 16).lasting) == (False, True)
+
+
+class TroubledDatabase(Database):
+    """Has one ``trouble`` when it is asked for events."""
+
+    trouble = ""
+
+    async def read(self, query: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        if query is page_of_events:
+            match self.trouble:
+                case "away":
+                    raise StoreUnavailableError("away")
+                case "slow":
+                    await trio.sleep(60)
+                case "dropped":
+                    return []
+        return await super().read(query, *args)
+
+
+@pytest.mark.parametrize(("trouble", "status"), [("away", 503), ("slow", 503), ("dropped", 410)])
+async def test_a_range_that_cannot_be_read_now_says_so(trouble: str, status: int, autojump_clock: MockClock) -> None:
+    database = TroubledDatabase.open("sqlite://", inline=True)
+    assert isinstance(database, TroubledDatabase)
+    async with open_keeping_world(HELPER, database=database, retention=RetentionLimits(seconds=0.0)) as world:
+        me = Caller(world)
+        run_id = (await me.chat("helper"))["run_id"]
+        await trio.sleep(1)  # the journal has it, and memory not any more
+        assert (await me.ask("GET", f"/runs/{run_id}/events?until=2")).status_code == 200
+        database.trouble = trouble
+        refusal = await me.refused(status, "GET", f"/runs/{run_id}/events?until=2")
+        assert refusal["code"] == ("GONE" if status == 410 else "SERVICE_UNAVAILABLE")
+    database.close()

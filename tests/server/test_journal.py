@@ -328,8 +328,7 @@ async def test_state_stop_and_forget_of_a_run_in_the_journal(autojump_clock: Moc
         refusal = await caller.refused(410, "GET", f"/runs/{run.id}/events")
         assert refusal["details"] == {"run_id": run.id, "status": "done", "state": f"/api/v1/runs/{run.id}"}
         after = await caller.data("GET", f"/runs/{run.id}")
-        gone = {"last_seq": 0, "terminal": None, "response": state["response"].replace("\0", "\ufffd")}
-        assert after == state | gone
+        assert after == state | {"last_seq": 0, "terminal": None, "response": ""}
         assert await caller.data("POST", f"/runs/{run.id}/stop") == after
         await caller.gone("DELETE", f"/runs/{run.id}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -18,9 +19,11 @@ from server.store.errors import StoreUnavailableError
 from tests.engine.scripted import FOREVER, SENT, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
 from tests.server.api_scene import Caller
+from tests.server.raw_http import RawClient, raw_client, request_bytes
 
 BODY = {"message": "hi", "on_disconnect": "continue"}
 CHAT = "/agents/talker/chat/lumosai"
+WINDOW = 65_536
 LATER = "2026-11-23T12:00:00.000000+00:00"
 TALKS = ScriptedProvider((0, (SENT,)), *((1 + second, text("word ")) for second in range(40)))
 
@@ -101,6 +104,51 @@ async def test_a_run_that_is_read_again_is_watched_too(autojump_clock: MockClock
         run = world.supervisor.find(run_id)
         assert run is not None
         assert not run.log.ended, "its run goes on"
+
+
+async def slowly(client: RawClient) -> tuple[float, int]:
+    """Take what fits into the window every half second, to the end: how long that took, and how much came."""
+    started, came = trio.current_time(), 0
+    with suppress(trio.BrokenResourceError):  # a reset
+        while data := await client.stream.receive_some(WINDOW):
+            came += len(data)
+            await trio.sleep(0.5)
+    return trio.current_time() - started, came
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+async def test_a_range_that_is_read_slowly_breaks_off_and_what_a_link_shows_does_not(
+    accept: str, autojump_clock: MockClock
+) -> None:
+    async with open_keeping_world() as world:
+        world.add_agent("talker", ScriptedProvider((0, (SENT,)), *((1, text("x" * 20_000)) for _ in range(100))))
+        key = await world.add_key("acme", "ada")
+        ada = Caller(world, key)
+        run_id = (await ada.data("POST", CHAT, json=BODY))["run_id"]
+        last = (await ada.data("GET", f"/runs/{run_id}"))["last_seq"]
+        link = (await ada.data("POST", f"/runs/{run_id}/share", json={}))["url"]
+        headers = [f"Accept: {accept}", "Connection: close"]
+        paths = {link: headers, f"/api/v1/runs/{run_id}/events?until={last}": [*headers, f"X-API-Key: {bare(key)}"]}
+        found: dict[str, tuple[float, int]] = {}
+
+        async def read(path: str) -> None:
+            async with raw_client(world) as client:
+                await client.stream.send_all(request_bytes("GET", path, headers=paths[path]))
+                found[path] = await slowly(client)
+
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                nursery.start_soon(read, path)
+            await trio.sleep(2)
+            await revoke(world, key)
+        (_, of_link), (seconds, of_range) = found[link], found[next(path for path in paths if path != link)]
+        assert of_link > 2_000_000
+        assert seconds <= 2 + KEY_SECONDS + 1
+        assert 0 < of_range < of_link
+
+
+def bare(headers: dict[str, str]) -> str:
+    return headers["Authorization"].removeprefix("Bearer ")
 
 
 @pytest.mark.parametrize("way", ["stream", "simulated"])

@@ -71,7 +71,7 @@ def test_streams_are_described_by_the_events() -> None:
     for route in streams:
         content = document["paths"][route.path][route.method.lower()]["responses"]["200"]["content"]
         data = content["text/event-stream"]["schema"]["properties"]["data"]
-        assert data["contentSchema"] == {"$ref": "#/components/schemas/Event"}
+        assert data["contentSchema"] == {"$ref": f"#/components/schemas/{route.frames}"}
     kinds = document["components"]["schemas"]["Event"]["discriminator"]["mapping"]
     assert set(kinds) == {kind.__struct_config__.tag for kind in EVENT_TYPES}
 

@@ -28,6 +28,7 @@ from server.keys import make_key
 from server.principal import KeyLimits
 from server.routes import ROUTES
 from server.routing import Route
+from server.share_links import ShareLinks
 from server.store import keys as key_rows
 from server.store.database import Database
 from server.tool_registry import ToolRegistry
@@ -36,16 +37,22 @@ from tests.harness.background import served
 from tests.server.api_scene import HELPER
 
 NOW = "2026-11-22T12:00:00+00:00"
-EXAMPLES = 6
+EXAMPLES = {"without keys": 2, "as a user": 4}
+"""Of each trial. The requests are the same for both: what only one of them could answer wrongly is little."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A real one on loopback over a SQLite file, with one of everything, and the headers of who has it."""
+    """A real one on loopback over a SQLite file, with one of everything, and the headers of who has it.
+
+    Its description is read once: Schemathesis keeps with it what it needs to make requests up.
+    """
 
     url: str
     headers: dict[str, str]
     ids: dict[str, str]
+    api: Any
+    examples: int
 
 
 def _app(nursery: trio.Nursery, database: Database) -> QuartTrio:
@@ -59,6 +66,7 @@ def _app(nursery: trio.Nursery, database: Database) -> QuartTrio:
         factory=AgentFactory(database, {}, open_client(), tools, traces=traces),
         database=database,
         gatekeeper=gatekeeper,
+        share_links=ShareLinks(),
         guard=RequestGuard(gatekeeper.is_keyed),
         tools=tools,
         traces=traces,
@@ -66,7 +74,7 @@ def _app(nursery: trio.Nursery, database: Database) -> QuartTrio:
     return create_app(services)
 
 
-@pytest.fixture(scope="module", params=["without keys", "as a user"])
+@pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("schemathesis")
     database = Database.open(f"sqlite:///{folder / 'lumos.db'}")
@@ -76,7 +84,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         trio.run(database.write, key_rows.create_key, key)
         headers = {"Authorization": f"Bearer {key_text}"}
     with served(lambda nursery: _app(nursery, database)) as url:
-        yield Server(url, headers, _make_things(url, headers))
+        api = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
+        yield Server(url, headers, _make_things(url, headers), api, EXAMPLES[request.param])
     database.close()
 
 
@@ -86,7 +95,17 @@ def _make_things(url: str, headers: dict[str, str]) -> dict[str, str]:
     with httpx.Client(headers=headers) as client:
         run = client.post(f"{agent.replace('helper', 'quick')}/chat/lumosai", json={"message": "hi"}).json()["data"]
         memory = client.post(f"{agent}/memories", json={"text": "she likes tea"}).json()["data"]
-    return {"agent_id": "helper", "run_id": run["run_id"], "memory_id": memory["id"], "session_id": "default"}
+        share = client.post(f"{url}/api/v1/runs/{run['run_id']}/share", json={}).json()["data"]
+        batch = {"requests": [{"agent_id": "quick", "message": "hi"}]}
+        batch_id = client.post(f"{url}/api/v1/batch/stream", json=batch).headers["X-Batch-Id"]
+    return {
+        "agent_id": "helper",
+        "run_id": run["run_id"],
+        "memory_id": memory["id"],
+        "session_id": "default",
+        "token": share["token"],
+        "batch_id": batch_id,
+    }
 
 
 @dataclass(frozen=True)
@@ -109,13 +128,16 @@ def _trials(route: Route) -> Iterator[Trial]:
             yield Trial(route.name, GenerationMode.NEGATIVE, known)
 
 
-TRIALS = [trial for route in ROUTES for trial in _trials(route)]
+def _pairs() -> Iterator[tuple[str, Trial]]:
+    """Which server is asked what. What is not there is not there for anybody: one of them is asked for it."""
+    for name in EXAMPLES:
+        trials = [trial for route in ROUTES for trial in _trials(route)]
+        yield from ((name, trial) for trial in trials if trial.known or name == "as a user")
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=str)
+@pytest.mark.parametrize(("server", "trial"), list(_pairs()), indirect=["server"], ids=str)
 def test_the_server_keeps_to_its_description(server: Server, trial: Trial) -> None:
-    api = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=server.headers)
-    for operation in api.include(operation_id=trial.name).get_all_operations():
+    for operation in server.api.include(operation_id=trial.name).get_all_operations():
         assert isinstance(operation, Ok)
         _try_out(operation.ok(), server, trial)
 
@@ -128,7 +150,11 @@ def _try_out(operation: Any, server: Server, trial: Trial) -> None:
 
     # The same requests each time: what is new is found by raising EXAMPLES, not by CI on somebody else's change.
     @settings(
-        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+        max_examples=server.examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        derandomize=True,
     )
     @given(case=strategy)
     def ask(case: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import hpack
 import httpx
+import msgspec
 import pytest
 import structlog.testing
 import trio
@@ -30,6 +31,7 @@ from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, Scrip
 from tests.harness.world import LUMOS, World, open_world
 from tests.server.raw_http import (
     CHAT_PATH,
+    HEAD_END,
     LAST_CHUNK,
     RawClient,
     chat_request,
@@ -372,6 +374,20 @@ async def test_h2_a_stream_under_way_is_cut_at_the_end_of_closing(autojump_clock
         assert b"word7 " in received
         assert b"word8 " not in received
         assert not received.endswith(LAST_CHUNK), "a cut is not a clean end"
+
+
+async def test_h2_a_request_that_waits_at_the_end_of_closing_is_answered_503(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.add_agent(provider=ScriptedProvider(*words(100)))
+        async with second_server(world) as (client, stopping, _):
+            await client.stream.send_all(request_bytes("POST", CHAT_PATH.removesuffix("/stream"), b'{"message":"hi"}'))
+            await trio.sleep(5.5)
+            stopping.set()
+            head, _, body = (await client.read_to_end()).partition(HEAD_END)
+            assert trio.current_time() == 5.5 + ServingLimits().closing
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in head
+        assert msgspec.json.decode(body)["code"] == "SERVICE_UNAVAILABLE"
 
 
 # H3: idle connections

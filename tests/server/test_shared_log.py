@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import trio
 
 from engine import AgentStopped, Error, GenerationComplete
-from server.run_directory import GoneError
+from engine.log import RunLog
+from server.journal_log import JournalSource
+from server.run_directory import ElsewhereError, GoneError, RunDirectory
 from server.run_uploads import SharedLimits
+from server.run_view import RunView
+from server.store.database import Database
+from server.store.rows import Scope
+from server.store.turns import begin_run
 from tests.harness.redis import RedisServer
-from tests.server.shared_scene import LONG, Script, eventually, frames, open_scene, read_to_end, read_until, said
+from tests.server.shared_scene import (
+    LONG,
+    OWNER,
+    Script,
+    Worker,
+    eventually,
+    frames,
+    open_scene,
+    read_to_end,
+    read_until,
+    said,
+)
 
 
 async def test_events_of_another_workers_run_are_the_same_bytes(redis_server: RedisServer) -> None:
@@ -170,6 +189,64 @@ async def test_forget_at_the_runs_own_worker(redis_server: RedisServer) -> None:
             await two.shared.find(run.id)
 
 
+async def view_of_forgotten(worker: Worker, run_id: str) -> RunView:
+    with pytest.raises(GoneError) as gone:
+        await worker.shared.find(run_id)
+    assert gone.value.owner == OWNER
+    return gone.value.view
+
+
+@pytest.mark.parametrize("at_its_own", [True, False], ids=["at its worker", "elsewhere"])
+async def test_a_forgotten_run_tells_how_it_ended_and_nothing_that_it_said(
+    at_its_own: bool, redis_server: RedisServer
+) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script = Script()
+        run = one.start(script)
+        remote = await two.find(run.id)
+        script.say("secret")
+        script.end()
+        await read_to_end(remote.log)
+        for _ in range(2):
+            await (one.forget(run) if at_its_own else remote.forget())
+            view = await view_of_forgotten(two, run.id)
+            assert (view.run_id, view.agent_id, view.status) == (run.id, "agent", "done")
+            assert (view.last_seq, view.response, view.terminal) == (0, "", None)
+            assert view.elapsed_ms == run.elapsed_ms
+
+
+@pytest.mark.parametrize("at_its_own", [True, False], ids=["at its worker", "elsewhere"])
+async def test_a_run_that_is_forgotten_while_it_goes_on_was_stopped(
+    at_its_own: bool, redis_server: RedisServer
+) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        run = one.start(Script())
+        remote = await two.find(run.id)
+        await (one.forget(run) if at_its_own else remote.forget())
+        view = await view_of_forgotten(two, run.id)
+        assert (view.status, view.elapsed_ms) == ("stop", run.elapsed_ms)
+
+
+def nothing(log: RunLog) -> None:
+    """Hear of an event, and do nothing."""
+
+
+async def test_a_run_whose_end_was_not_written_yet_tells_it_when_it_is_forgotten(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        script = Script()
+        run = one.start(script)
+        await two.find(run.id)
+        one.shared.appended = nothing  # its end does not get there by itself
+        script.end()
+        with trio.fail_after(LONG):
+            await run.log.wait_ended()
+        await one.forget(run)
+        assert (await view_of_forgotten(two, run.id)).status == "done"
+
+
 async def test_a_reader_elsewhere_keeps_the_run_and_its_leaving_ends_it(redis_server: RedisServer) -> None:
     async with open_scene(redis_server) as scene:
         one, two = await scene.worker("one"), await scene.worker("two")
@@ -230,3 +307,32 @@ async def test_a_worker_that_leaves_takes_its_name_and_leaves_its_runs(redis_ser
         assert list(await two.shared._link.ask("HGETALL", "lumos:workers")) == [two.shared.worker.encode()]
         assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
         assert not isinstance(run.log.terminal, Error)
+
+
+async def test_a_run_whose_worker_died_before_redis_heard_of_it_is_elsewhere(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        two = await scene.worker("two")
+        with closing(Database.open("sqlite://")) as database:
+            scope = Scope(OWNER.tenant_id, OWNER.user_id, "agent")
+            await database.write(begin_run, scope, OWNER.session_id, "run", None, "2026-11-23T12:00:00.000000+00:00")
+            directory = RunDirectory(two.supervisor, (two.shared, JournalSource(database, two.supervisor)))
+            with trio.fail_after(LONG), pytest.raises(ElsewhereError) as elsewhere:
+                await directory.find("run")
+        assert (elsewhere.value.owner, elsewhere.value.view.status) == (OWNER, "running")
+
+
+async def test_where_events_are_gone_and_the_store_does_not_know_it_yet_they_are_gone(
+    redis_server: RedisServer,
+) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        run = one.start(Script())
+        await two.find(run.id)
+        await one.forget(run)
+        with closing(Database.open("sqlite://")) as database:
+            scope = Scope(OWNER.tenant_id, OWNER.user_id, "agent")
+            await database.write(begin_run, scope, OWNER.session_id, run.id, None, "2026-11-23T12:00:00.000000+00:00")
+            directory = RunDirectory(two.supervisor, (two.shared, JournalSource(database, two.supervisor)))
+            with pytest.raises(GoneError) as gone:
+                await directory.find(run.id)
+        assert gone.value.view.status == "stop"

@@ -9,66 +9,29 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine import LogEntry, Run
+from engine import LogEntry
 from server.journal_log import EventsDroppedError
 from server.keys import parse_key
 from server.principal import KeyLimits
-from server.socket_session import MAX_SUBSCRIPTIONS, TURN_BYTES
+from server.socket_reading import TURN_BYTES
+from server.socket_session import MAX_SUBSCRIPTIONS
 from server.store import keys as key_rows
 from server.store.errors import StoreUnavailableError
-from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
+from tests.engine.scripted import FOREVER, text
 from tests.harness.websocket_client import RefusedError, SocketClosedError, WebSocketClient, open_socket
 from tests.harness.world import World, open_keeping_world, open_world
 from tests.server.api_scene import API
-
-
-def speaking(*lines: Line) -> ScriptedProvider:
-    """A model that was asked at once and says these."""
-    return ScriptedProvider((0, (SENT,)), *lines)
-
-
-def two(world: World) -> None:
-    """Two agents that speak by turns, each at its own times."""
-    world.add_agent("left", speaking((1, text("l1 ")), (3, text("l2 ")), (5, text("l3"))))
-    world.add_agent("right", speaking((2, text("r1 ")), (4, text("r2"))))
-
-
-async def start(socket: WebSocketClient, agent: str, **fields: Any) -> str:
-    """Start a run of that agent; its id."""
-    await socket.say("start", request_id=f"to {agent}", agent_id=agent, message="hi", **fields)
-    answer = await socket.hear_until("started", request_id=f"to {agent}")
-    return str(answer["run_id"])
-
-
-async def hear_ends(socket: WebSocketClient, *run_ids: str) -> None:
-    """Hear until all of these runs have ended."""
-    open_runs = set(run_ids)
-    while open_runs:
-        open_runs.discard((await socket.hear_until("end"))["run_id"])
-
-
-def events(socket: WebSocketClient, run_id: str) -> list[tuple[int, Any]]:
-    """The run's events that were heard, with their numbers."""
-    return [(one["seq"], one["event"]) for _, one in socket.heard if one["type"] == "event" and one["run_id"] == run_id]
-
-
-def assert_whole(socket: WebSocketClient, run: Run, after: int = 0) -> None:
-    """All of the run after that number was heard, once, in order, and then its end."""
-    heard = events(socket, run.id)
-    assert [seq for seq, _ in heard] == list(range(after + 1, run.log.last_seq + 1))
-    assert [event["chunk_type"] for _, event in heard] == [
-        entry.event.__struct_config__.tag for entry in run.log.entries(after)
-    ]
-    about = [one["type"] for _, one in socket.heard if one.get("run_id") == run.id]
-    assert about[-1] == "end"
-    assert about.count("end") == 1
-
-
-def find(world: World, run_id: str) -> Run:
-    run = world.supervisor.find(run_id)
-    assert run is not None
-    return run
-
+from tests.server.socket_scene import (
+    assert_whole,
+    ended,
+    events,
+    find,
+    hear_ends,
+    refusal,
+    speaking,
+    start,
+    two,
+)
 
 # Several runs
 
@@ -123,11 +86,6 @@ async def test_one_is_stopped_and_the_other_goes_on(autojump_clock: MockClock) -
         }
         assert events(socket, right)[-1][1]["chunk_type"] == "done"
         assert await socket.ask("stop", run_id=left) == {"type": "stopped", "run_id": left, "status": "stop"}
-
-
-def ended(socket: WebSocketClient) -> set[str]:
-    """The runs whose end was heard."""
-    return {one["run_id"] for _, one in socket.heard if one["type"] == "end"}
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -333,6 +291,8 @@ async def test_a_run_that_cannot_be_read_ends_its_subscription_alone(
         monkeypatch.setattr(log, "read", fail)
         refused = await socket.hear_until("error")
         assert (refused["code"], refused["run_id"]) == (code, left)
+        assert "request_id" not in refused, "it answers nothing"
+        assert refused.get("retry_after") == (5 if code == "SERVICE_UNAVAILABLE" else None)
         monkeypatch.undo()
         await socket.say("subscribe", run_id=left, after=len(events(socket, left)))
         await hear_ends(socket, left, right)
@@ -417,14 +377,6 @@ async def test_what_cannot_be_done_is_answered_and_the_socket_stays(autojump_clo
             "code": "INVALID_CURSOR",
             "run_id": run_id,
         }
-
-
-async def refusal(socket: WebSocketClient, kind: str, **fields: Any) -> dict[str, Any]:
-    """What the refusal of that message says, without its texts."""
-    await socket.say(kind, **fields)
-    answer = await socket.hear_until("error")
-    assert answer["message"]
-    return {name: answer[name] for name in ("code", "request_id", "run_id") if name in answer}
 
 
 async def test_a_socket_reads_so_many_runs_and_no_more(autojump_clock: MockClock) -> None:

@@ -26,7 +26,13 @@ from tests.server.raw_http import chat_request, raw_client
 ROUTES = {"stream": "/agents/demo/chat/lumosai/stream", "whole": "/agents/demo/chat/lumosai"}
 ROUTES["simulated"] = f"{ROUTES['whole']}/simulated"
 GRACES = {"cancel": 0.0, "grace": 5.0, "continue": inf}
-PHASES = {"before the first token": (0.5, ""), "in the answer": (4.5, "one "), "in a tool": (8.0, "one two ")}
+SENT_AT = 1.0
+PHASES = {
+    "while it connects": (0.5, ""),
+    "before the first token": (2.5, ""),
+    "in the answer": (4.5, "one "),
+    "in a tool": (8.0, "one two "),
+}
 TOOL_SECONDS = 20.0
 END = 6.0 + TOOL_SECONDS + 1.0
 
@@ -38,7 +44,7 @@ class Scene:
         self.world = world
         self.tool_ends: list[tuple[float, str]] = []
         self.caller = Caller(world)
-        first: list[Line] = [(0, (SENT,)), (4, text("one ")), (5, text("two ")), *calling("c ponder {}", at=6)]
+        first: list[Line] = [(SENT_AT, (SENT,)), (4, text("one ")), (5, text("two ")), *calling("c ponder {}", at=6)]
         self.provider = StepwiseProvider(first, saying("three", at=1))
 
         @tool
@@ -79,7 +85,13 @@ class Scene:
         terminal = run.log.terminal
         assert isinstance(terminal, AgentStopped)
         assert (terminal.reason, terminal.response) == (reason, response)
-        assert (terminal.usage is not None and terminal.usage.estimated) == bool(response)
+        if at < SENT_AT:
+            assert terminal.usage is None
+        else:
+            assert terminal.usage is not None
+            assert terminal.usage.estimated
+            assert terminal.usage.input_tokens > 0
+            assert (terminal.usage.output_tokens > 0) == bool(response)
         await trio.sleep(0.5)
         assert self.world.database is not None
         row = await self.world.database.read(find_run, run.id)

@@ -381,8 +381,8 @@ async def test_a_runs_state_while_it_goes_on_and_after(autojump_clock: MockClock
             assert response.headers["Cache-Control"] == "no-store"
             return response.json()["data"]
 
-        fresh = {"run_id": run_id, "agent_id": "demo", "status": "running", "ttfb_ms": None, "usage": None} | {
-            "memory_updates": 0
+        fresh = {"run_id": run_id, "agent_id": "demo", "status": "running", "ttfb_ms": None, "memory_updates": 0} | {
+            "usage": {"input_tokens": 8, "output_tokens": 0, "estimated": True}
         }
         assert await state() == fresh | {"last_seq": 1, "response": "", "elapsed_ms": 0.0, "terminal": None}
         await trio.sleep(1.5)

@@ -152,6 +152,14 @@ async def test_clients_that_drop_and_resume_over_two_workers_that_are_killed(
             )
 
 
+async def _wait_shared(client: httpx.AsyncClient, url: str) -> None:
+    """Until Redis has the run's first text: no worker could end a run that died before that."""
+    seen = 0
+    while seen < 8:  # either worker, many times over: the kernel deals the connections
+        response = await client.get(url, headers={"Connection": "close"})
+        seen = seen + 1 if response.status_code == 200 and response.json()["data"]["response"] else 0
+
+
 async def _start(client: httpx.AsyncClient, workers: Workers) -> tuple[str, str]:
     """A run, as a POST starts it: its id, and the name of its worker."""
     url = f"{workers.url}/api/v1/agents/local/chat/lumosai/stream"
@@ -160,6 +168,7 @@ async def _start(client: httpx.AsyncClient, workers: Workers) -> tuple[str, str]
         run_id = response.headers["X-Run-Id"]
         await response.extensions["body"].receive()
     await eventually(lambda: run_id in workers.output)
+    await _wait_shared(client, f"{workers.url}/api/v1/runs/{run_id}")
     return run_id, next(line["worker"] for line in workers.of("run.started") if line["run_id"] == run_id)
 
 

@@ -240,6 +240,26 @@ def test_a_new_file_is_its_owners_alone_and_in_wal_mode(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_who_opens_a_new_file_while_another_writes_in_it_waits(tmp_path: Path) -> None:
+    path = tmp_path / "lumos.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # not yet in WAL mode: SQLite refuses to change that, and does not wait
+    later = threading.Timer(SHORT_SECONDS, other.rollback)
+    later.start()
+    Database.open(f"sqlite:///{path}").close()
+    later.join()
+    other.close()
+
+
+def test_a_new_file_that_another_holds_for_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lumos.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseError, match="locked"):
+        Database.open(f"sqlite:///{path}", busy_timeout=SHORT_SECONDS)
+    other.close()
+
+
 def test_a_file_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=r"missing/lumos\.db cannot be opened: No such file"):
         Database.open(f"sqlite:///{tmp_path}/missing/lumos.db")
