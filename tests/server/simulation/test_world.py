@@ -8,7 +8,7 @@ import pytest
 import trio
 from sqlalchemy import text
 
-from engine import AgentStopped, Error, GenerationComplete
+from engine import AgentStopped, Error, GenerationComplete, TextDelta
 from server.simulation.determinism import Chance, run
 from server.simulation.observations import Observations, Response
 from server.simulation.plan import (
@@ -21,6 +21,7 @@ from server.simulation.plan import (
     ReplyPlan,
     ToolPlan,
     VendorPlan,
+    WorldAct,
 )
 from server.simulation.run_plan import Outcome, simulate
 from server.simulation.world import UPSTREAM_KEY, Cast, World
@@ -82,6 +83,7 @@ def test_a_killed_worker_says_and_keeps_nothing_more() -> None:
     assert seen.responses[0].ending == "broken"
     assert seen.responses[0].ended_at == 2.5
     assert max(entry.at for one in seen.runs.values() for entry in one.events) <= 2.5
+    assert isinstance(only_run(seen)[-1], TextDelta)
     (kept,) = seen.kept.values()
     assert kept.status == "running"
     assert seen.calls[0].closed_at == 2.5
@@ -129,14 +131,34 @@ def test_a_second_sigterm_ends_runs_at_once() -> None:
     assert seen.drains == [(2.5, 0)]
 
 
-def test_a_process_leaves_a_tool_that_cannot_be_cancelled() -> None:
+@pytest.mark.parametrize(("act", "left_at"), [("sigterm", "7.000000000"), ("sigterm_twice", "3.000000000")])
+def test_a_process_leaves_a_tool_that_cannot_be_cancelled(act: WorldAct, left_at: str) -> None:
     calling = VendorPlan(answers=(AnswerPlan(reply=ReplyPlan(tools=("stubborn",), seconds=0.0)),))
     tool = ToolPlan(name="stubborn", manner="swallows_cancel", seconds=20.0)
     agent = AgentPlan(tools=("stubborn",), deadlines=DeadlinePlan(tool=60.0))
-    result = outcome(
-        drain=0.0, vendors=(calling,), tools=(tool,), agents=(agent,), events=(EventPlan(at=2.0, act="sigterm"),)
-    )
-    assert "7.000000000 worker0.0 left\n" in result.trace
+    events = (EventPlan(at=2.0, act=act),)
+    result = outcome(drain=0.0, vendors=(calling,), tools=(tool,), agents=(agent,), events=events)
+    assert f"{left_at} worker0.0 left\n" in result.trace
+
+
+def test_only_the_first_sigterm_counts() -> None:
+    events = (EventPlan(at=2.5, act="sigterm"), EventPlan(at=3.5, act="sigterm"))
+    seen = outcome(vendors=(SLOW,), events=events).observations
+    assert seen.drains == [(2.5, 0)]
+    assert seen.responses[0].ended_at == 3.5
+
+
+def test_who_comes_back_leaves_the_runs_of_others_alone() -> None:
+    events = (EventPlan(at=1.0, act="kill", number=1), EventPlan(at=2.0, act="start", number=1))
+    result = outcome(workers=2, shared=True, vendors=(SLOW,), events=events)
+    assert result.violations == []
+    assert [kept.status for kept in result.observations.kept.values()] == ["done"]
+
+
+def test_what_is_away_comes_back_before_the_end() -> None:
+    result = outcome(events=(EventPlan(at=1.5, act="store_away"),))
+    assert [kept.status for kept in result.observations.kept.values()] == ["done"]
+    assert result.observations.left_over == []
 
 
 def test_without_its_store_a_worker_takes_no_run_but_goes_on() -> None:
@@ -220,7 +242,7 @@ def test_what_is_left_over_is_told() -> None:
 
 def test_the_dead_reach_nothing() -> None:
     async def die(_: Chance) -> None:
-        world = World(Plan(seed=1), READERS)
+        world = World(Plan(seed=1, shared=True), READERS)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.run)
             await trio.sleep(1)
@@ -229,7 +251,12 @@ def test_the_dead_reach_nothing() -> None:
             assert services is not None
             assert services.database is not None
             await services.database.read(lambda c: c.execute(text("SELECT 1")).scalar_one())
+            assert world.redis is not None
+            assert world.redis.connections == 2
             life.kill()
+            assert world.redis.connections == 0
+            assert world.network.open_connections(life.name) == []
+            await world.network.listen(*world.address(0)).aclose()  # the address is free
             with pytest.raises(StoreUnavailableError, match="dead"):
                 await services.database.write(lambda c: c.execute(text("DELETE FROM runs")))
             with pytest.raises(ConnectionRefusedError):
