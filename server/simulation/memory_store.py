@@ -131,6 +131,9 @@ class MemoryStore:
     def _hget(self, key: bytes, field: bytes) -> Any:
         return (self._find(key, dict) or {}).get(field)
 
+    def _hexists(self, key: bytes, field: bytes) -> int:
+        return int(self._hget(key, field) is not None)
+
     def _hmget(self, key: bytes, *fields: bytes) -> list[bytes | None]:
         found = self._find(key, dict) or {}
         return [found.get(field) for field in fields]
@@ -240,6 +243,7 @@ _COMMANDS: dict[bytes, tuple[int, Callable[..., Any]]] = {
     b"EXISTS": (1, MemoryStore._exists),
     b"GET": (1, MemoryStore._get),
     b"HDEL": (2, MemoryStore._hdel),
+    b"HEXISTS": (2, MemoryStore._hexists),
     b"HGET": (2, MemoryStore._hget),
     b"HGETALL": (1, MemoryStore._hgetall),
     b"HINCRBY": (3, MemoryStore._hincrby),

@@ -170,6 +170,7 @@ commands = st.one_of(
     _command("KEYS", st.just("*")),
     _command("SET", keys, texts, st.one_of(st.just([]), lives.map(lambda live: ["PX", live]))),
     _command("GET", keys),
+    _command("HEXISTS", keys, words),
     _command("HGET", keys, words),
     _command("HMGET", hashes, _some(words)),
     _command("HGETALL", keys),
