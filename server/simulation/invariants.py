@@ -113,11 +113,16 @@ def _fired_on_time(
         since = [run.started_at]
     else:
         since = [at for call in seen.calls if call.worker == run.worker for at in _moments(call, phase, plan.latency)]
-        since += [entry.at for entry in run.events]  # a step's request on a connection that nobody reads any more
+    if phase == "first_token" and _has_black_holes(plan):
+        since += [end.at - seconds]  # a request on a kept connection that nobody reads any more: nobody sees when
     if phase != "connect" and not any(abs(at + seconds - end.at) <= NANOSECOND for at in since):
         yield f"run {run.run.id} ended in {end.event.code} at {end.at}: {seconds} s after nothing"
     if phase == "connect" and end.at < run.started_at + seconds - NANOSECOND:
         yield f"run {run.run.id} ended in {end.event.code} at {end.at}, too early"
+
+
+def _has_black_holes(plan: Plan) -> bool:
+    return any(answer.fault == "black_hole" for vendor in plan.vendors for answer in vendor.answers)
 
 
 def _moments(call: UpstreamCall, phase: str, latency: float) -> list[float]:

@@ -70,7 +70,11 @@ def nothing_follows_the_end(_: Plan, seen: Observations) -> Iterator[str]:
 def no_silent_end(_: Plan, seen: Observations) -> Iterator[str]:
     """A stream that ends as HTTP ends one has its terminal frame."""
     for response in _streams(seen):
-        if response.ending == "whole" and not (response.frames and _is_end(response, response.frames[-1])):
+        has_end = response.frames and _is_end(response, response.frames[-1])
+        had_end = not response.frames and response.after == _last_number(
+            seen, response
+        )  # who is ahead of other workers
+        if response.ending == "whole" and not has_end and not had_end:
             yield f"{_name(response)} ended without an end, after {len(response.frames)} frames"
 
 
@@ -148,6 +152,14 @@ def _streams(seen: Observations) -> Iterator[Response]:
     for response in seen.responses:
         if response.status == 200 and response.what in (*_OF_RUNS, *_OF_BATCHES):
             yield response
+
+
+def _last_number(seen: Observations, response: Response) -> int | None:
+    """The number of its run's terminal event, if that is known."""
+    run = seen.runs.get(response.run_id)
+    if run is None or not run.events or not isinstance(run.events[-1].event, TERMINAL_EVENT_TYPES):
+        return None
+    return run.events[-1].seq
 
 
 def _is_end(response: Response, frame: SeenFrame) -> bool:

@@ -116,7 +116,7 @@ class Vendor:
         try:
             await self._play(stream, script, call)
         finally:
-            call.closed_at = call.answered_at or stream.connection.client.closed_at
+            call.closed_at = stream.connection.client.closed_at if call.answered_at is None else call.answered_at
             what = "answered" if call.answered_at is not None else "broke off"
             self._trace.note(self._actor, what, number=call.number, pieces=len(call.content_times))
 
