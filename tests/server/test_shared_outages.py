@@ -8,7 +8,7 @@ import trio
 
 from engine import GenerationComplete, Run
 from providers.http import open_client
-from server import remote_log
+from server import remote_log, run_uploads
 from server.app import create_app
 from server.compose import base_url
 from server.run_directory import SourceUnavailableError
@@ -93,6 +93,42 @@ async def test_a_run_that_starts_and_ends_while_redis_is_away_is_there_afterward
         redis_server.start()
         await _wait_available(one, two)
         assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
+
+
+async def test_a_worker_that_is_quiet_lets_go_of_ended_runs(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_uploads, "ENDED_KEPT_SECONDS", 0.05)
+    monkeypatch.setattr(run_uploads, "DROP_EVERY_SECONDS", 0.01)
+    async with open_scene(redis_server) as scene:
+        one = await scene.worker("one")
+        script = Script()
+        run = one.start(script)
+        script.end()
+        await read_to_end(run.log)
+        assert one.shared.uploads.ending(run.id)
+        await eventually(lambda: not one.shared.uploads.ending(run.id))
+
+
+async def test_ended_runs_that_cannot_be_written_are_bounded(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_uploads, "DROP_EVERY_SECONDS", 0.01)
+    async with open_scene(redis_server) as scene:
+        one = await scene.worker("one")
+        redis_server.kill()
+        await _wait_available(one, available=False)
+        runs = []
+        for _ in range(3):
+            script = Script()
+            runs.append(one.start(script))
+            script.say("x" * 1000)
+            script.end()
+            await read_to_end(runs[-1].log)
+        monkeypatch.setattr(run_uploads, "ENDED_KEPT_BYTES", runs[-1].log.size_bytes)
+        await eventually(lambda: not one.shared.uploads.ending(runs[1].id))
+        kept = [bool(one.shared.uploads.ending(run.id)) for run in runs]
+        assert kept == [False, False, True]
 
 
 async def test_who_asks_while_redis_is_away_is_told_so(redis_server: RedisServer) -> None:
