@@ -12,7 +12,7 @@ from .errors import ApiError, not_found
 from .idempotency import Keyed, fingerprint_of
 from .repeats import check_nothing_read, repeat_of
 from .routing import API, Call
-from .run_access import unavailable
+from .run_access import unavailable, wait_known
 from .run_directory import SourceUnavailableError
 
 NO_AGENT = ""
@@ -40,10 +40,13 @@ async def batch_of_request(call: Call[BatchRequest, None]) -> BatchHandle:
     async def find(batch_id: str) -> BatchHandle | None:
         return await _ask(call, batch_id)
 
+    new_id, keys = random_run_id(), call.services.idempotency
     if repeat.place is None:
-        return await start(random_run_id())
-    keys = call.services.idempotency
-    return await keys.join_or_start(repeat.place, fingerprint_of(call.body), random_run_id(), find, start, KEYED)
+        batch = await start(new_id)
+    else:
+        batch = await keys.join_or_start(repeat.place, fingerprint_of(call.body), new_id, find, start, KEYED)
+    await wait_known(call, batch.batch_id, batch.log)
+    return batch
 
 
 async def find_batch(call: Call[Any, Any], batch_id: str) -> BatchHandle:

@@ -11,7 +11,7 @@ from .idempotency import RUN, Place, fingerprint_of
 from .repeats import check_nothing_read, repeat_of
 from .requests import ChatRequest
 from .routing import Call
-from .run_access import find_run, unavailable
+from .run_access import find_run, unavailable, wait_known
 from .run_directory import ElsewhereError, RunHandle, SourceUnavailableError
 from .sse import bad_cursor
 
@@ -49,9 +49,13 @@ async def run_of_key(call: Call[ChatRequest, None], place: Place | None, after: 
         return call.services.runs.local(await start_run(call, run_id))
 
     if place is None:
-        return await start(None)
-    new_run_id = call.services.supervisor.new_run_id()
-    return await call.services.idempotency.join_or_start(place, fingerprint_of(call.body), new_run_id, find, start)
+        run = await start(None)
+    else:
+        new_run_id = call.services.supervisor.new_run_id()
+        keys = call.services.idempotency
+        run = await keys.join_or_start(place, fingerprint_of(call.body), new_run_id, find, start)
+    await wait_known(call, run.run_id, run.log)
+    return run
 
 
 async def _resumed(call: Call[ChatRequest, None], run_id: str) -> RunHandle:

@@ -175,6 +175,11 @@ class RunUploads:
         while self._dirty or not all(upload.complete for upload in self._uploads.values()):
             await self._written.park()
 
+    async def wait_opened(self, run_id: str) -> None:
+        """Until Redis knows of this run, or batch; at once if it is not written here."""
+        while (upload := self._uploads.get(run_id)) is not None and not upload.opened:  # noqa: ASYNC110 - it is told
+            await self._written.park()
+
     async def wait_sent(self, run_id: str) -> None:
         """Until Redis has all of this run, which has ended; at once if it is not written here. It is written now."""
         while (upload := self._uploads.get(run_id)) is not None and not upload.complete:  # noqa: ASYNC110 - it is told

@@ -37,6 +37,9 @@ STOP_SECONDS = 5.0
 OPENING_SECONDS = 0.1
 """After which an unknown run is asked for once more: it may have started just now, and be on its way to Redis."""
 
+KNOWN_SECONDS = 0.1
+"""What Redis gets to hear of a new run before its id is told; it takes some milliseconds at most."""
+
 FORGETTING_MILLISECONDS = 5000
 END_SENT_SECONDS = 1.0
 """What the end of a run of this worker's that is forgotten gets to reach those who read it elsewhere."""
@@ -104,6 +107,15 @@ class SharedLog:
     async def wait_available(self) -> None:
         """Until Redis is there, and knows this worker."""
         await self._ready.wait()
+
+    async def wait_known(self, run_id: str) -> None:
+        """Until the others know of this run, or batch, of this worker's: ``KNOWN_SECONDS`` at most.
+
+        Whoever is told an id before is not told at all how the run ended if its worker dies now: nobody else has it.
+        """
+        if self._link.up:
+            with trio.move_on_after(KNOWN_SECONDS):
+                await self.uploads.wait_opened(run_id)
 
     async def leave(self) -> None:
         """Write what is unwritten, and sign off. Whoever calls it sets the limit, and cancels ``run`` afterwards."""
