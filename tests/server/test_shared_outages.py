@@ -279,7 +279,7 @@ class _Asking:
 @asynccontextmanager
 async def _asking(route: str, redis: RedisServer) -> AsyncIterator[_Asking]:
     chat: dict[str, object] = {"message": "hi", "on_disconnect": "cancel"}
-    body = chat if "agents" in route else {"requests": [{"agent_id": "agent", **chat}]}
+    body: dict[str, object] = chat if "agents" in route else {"requests": [{"agent_id": "agent", **chat}]}
     listeners = listen_tcp("127.0.0.1", 0)
     asking = _Asking()
     async with open_scene(redis) as scene, trio.open_nursery() as nursery:
