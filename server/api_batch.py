@@ -8,10 +8,10 @@ import msgspec
 from quart import Response
 
 from .batch_log import BatchRefusal
-from .batch_runs import batch_of_request, check_parameters, find_batch, gone
+from .batch_runs import batch_of_request, find_batch, gone
 from .batch_start import BatchRequest
 from .batches import BatchHandle
-from .chat_runs import ResumeQuery
+from .repeats import ResumeQuery
 from .routing import API, STREAM, Call, Route
 from .run_access import unavailable
 from .run_directory import ElsewhereError, GoneError, SourceUnavailableError
@@ -61,7 +61,6 @@ async def get_batch(call: Call[None, None]) -> BatchView:
 
 async def get_batch_events(call: Call[None, ResumeQuery]) -> Response:
     """The batch's events from a number on, then live."""
-    check_parameters(call.request)
     return _events(call, await find_batch(call, call.ids["batch_id"]))
 
 

@@ -18,8 +18,9 @@ from engine.pieces import FinishReason
 from .agent_access import find_chat_agent
 from .auth import resolve_user
 from .availability import or_unavailable
-from .chat_runs import ResumeQuery, run_of_chat
+from .chat_runs import run_of_chat
 from .errors import ApiError, draining
+from .repeats import ResumeQuery
 from .requests import ChatRequest
 from .routing import API, STREAM, Call, Reply, Route
 from .run_access import events_response, run_headers

@@ -22,6 +22,7 @@ from engine.supervisor import RetentionLimits, kept_bytes
 from .log_followers import may_follow
 from .store.database import Database
 from .store.errors import StoreUnavailableError
+from .store.idempotency import sweep_keys
 from .store.run_events import NewEvents, add_events, forget_events, sweep_events
 from .store.times import time_text
 from .store.turns import save_turn
@@ -156,13 +157,14 @@ class Journal:
             await self._database.write(forget_events, run_id)
 
     async def sweep(self, keep_days: float) -> None:
-        """Drop events that are older, now and daily, for as long as it is not cancelled."""
+        """Drop events that are older, and keys, now and daily, for as long as it is not cancelled."""
         while True:
             before = time_text(self._wall_clock() - timedelta(days=keep_days))
             swept = 0
             try:
                 while some := await self._database.write(sweep_events, before):
                     swept += some
+                await self._database.write(sweep_keys, before)
             except StoreUnavailableError as error:
                 _logger.warning("journal.not_swept", reason=str(error))
             if swept:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import trio
 
-from engine import Run
+from engine.log import EventLog
 
 from .run_uploads import RunUploads
+
+
+class ReadElsewhere(Protocol):
+    """What others read: a run of this worker's, or a batch."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def log(self) -> EventLog:
+        """Its events."""
+        ...
 
 
 class RemoteReaders:
@@ -21,7 +36,7 @@ class RemoteReaders:
     def __init__(
         self,
         nursery: trio.Nursery,
-        find: Callable[[str], Run | None],
+        find: Callable[[str], ReadElsewhere | None],
         uploads: RunUploads,
         lease: float,
     ) -> None:
@@ -65,7 +80,7 @@ class RemoteReaders:
             for worker in [worker for worker, at in heard_at.items() if at < oldest]:
                 self.left(worker, [run_id])
 
-    async def _read(self, run: Run, scope: trio.CancelScope) -> None:
+    async def _read(self, run: ReadElsewhere, scope: trio.CancelScope) -> None:
         with scope, run.log.attached():
             self._uploads.hurry(run.id, True)
             seq = run.log.last_seq

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from quart import Response
 
+from engine.log import EventLog
 from engine.memory import Owner
 
 from .errors import RETRY_AFTER_SECONDS, ApiError, not_found
@@ -73,6 +75,15 @@ def events_response(call: Call[Any, Any], run: RunHandle) -> Response:
         return Response(b"", status=204, headers={"Cache-Control": "no-store", **run_headers(run)})
     body = b"" if call.request.method == "HEAD" else EventStreamBody(run.log, cursor)
     return stream_response(body, headers=run_headers(run))
+
+
+async def wait_known(call: Call[Any, Any], run_id: str, log: EventLog | None) -> None:
+    """Before the id of a run, or a batch, is told. A client that goes meanwhile leaves as a reader of it would."""
+    try:
+        await call.services.wait_known(run_id)
+    except BaseException:
+        with nullcontext() if log is None else log.attached():
+            raise
 
 
 def run_headers(run: RunHandle) -> dict[str, str]:

@@ -114,9 +114,8 @@ class RunUploads:
         self._dirty: dict[str, None] = {}
         self._any_dirty = trio.Event()
         self._urgent = trio.Event()
-        self._all_sent = trio.lowlevel.ParkingLot()
+        self._written = trio.lowlevel.ParkingLot()
         self._read_elsewhere: set[str] = set()
-        self._drop_at = 0.0
         self.worker = worker
         self.on_lost: Callable[[Run], None] = lambda _run: None
 
@@ -174,7 +173,19 @@ class RunUploads:
     async def wait_all_sent(self) -> None:
         """Until Redis has everything."""
         while self._dirty or not all(upload.complete for upload in self._uploads.values()):
-            await self._all_sent.park()
+            await self._written.park()
+
+    async def wait_opened(self, run_id: str) -> None:
+        """Until Redis knows of this run, or batch; at once if it is not written here."""
+        while (upload := self._uploads.get(run_id)) is not None and not upload.opened:  # noqa: ASYNC110 - it is told
+            await self._written.park()
+
+    async def wait_sent(self, run_id: str) -> None:
+        """Until Redis has all of this run, which has ended; at once if it is not written here. It is written now."""
+        while (upload := self._uploads.get(run_id)) is not None and not upload.complete:  # noqa: ASYNC110 - it is told
+            self._mark(run_id)
+            self._urgent.set()
+            await self._written.park()
 
     async def work(self) -> None:
         """Write what there is to write, for ever. Raises RedisAwayError; what was under way is asked for again then."""
@@ -185,22 +196,22 @@ class RunUploads:
             batch = [self._uploads[run_id] for run_id in list(self._dirty)[:RUNS_AT_ONCE]]
             for upload in batch:
                 del self._dirty[upload.id]
-            try:
-                await self._write(batch)
-            except BaseException:
-                for upload in batch:
-                    if self._uploads.get(upload.id) is upload:
-                        self._mark(upload.id)
-                raise
-            self._drop_ended()
-            self._all_sent.unpark_all()
+            await self._write(batch)
+            self._written.unpark_all()
 
     async def touch_all(self) -> None:
         """Keep runs under way from expiring, for ever: the silent ones too."""
         while True:
             await trio.sleep(self._limits.running_milliseconds / 4000)
-            for run_id in self._uploads:
-                self._mark(run_id)
+            for upload in self._uploads.values():
+                if not upload.complete:
+                    self._mark(upload.id)
+
+    async def drop_ended(self) -> None:
+        """Let go of ended runs in time, for ever, whether there is a connection or not."""
+        while True:
+            await trio.sleep(DROP_EVERY_SECONDS)
+            self._drop_ended()
 
     def _add(self, upload: _Upload) -> None:
         self._uploads[upload.id] = upload
@@ -285,17 +296,15 @@ class RunUploads:
 
     def _drop_ended(self) -> None:
         now = trio.current_time()
-        if now < self._drop_at:
-            return
-        self._drop_at = now + DROP_EVERY_SECONDS
         ended = [upload for upload in self._uploads.values() if upload.log.ended]
         size = sum(upload.log.size_bytes for upload in ended)
         for upload in ended:
             old = upload.ended_at is not None and now - upload.ended_at > ENDED_KEPT_SECONDS
-            if not old and size <= ENDED_KEPT_BYTES:
-                break
-            size -= upload.log.size_bytes
-            self.abandon(upload.id)
+            if old or size > ENDED_KEPT_BYTES:
+                if not upload.complete:
+                    _logger.warning("run.not_shared", run_id=upload.id, sent=upload.sent, last_seq=upload.log.last_seq)
+                size -= upload.log.size_bytes
+                self.abandon(upload.id)
 
 
 def _joining(upload: _Upload) -> list[list[str | bytes | int]]:

@@ -36,11 +36,15 @@ Ts = TypeVarTuple("Ts")
 
 
 class SharedRuns(SharedBatches, Protocol):
-    """What health and batches ask of ``shared_log.SharedLog``, which needs coredis."""
+    """What health, starts and batches ask of ``shared_log.SharedLog``, which needs coredis."""
 
     @property
     def available(self) -> bool:
         """Whether other workers' runs can be had now."""
+        ...
+
+    async def wait_known(self, run_id: str) -> None:
+        """Until the others know of this run, or batch, of this worker's, or for as long as that may take."""
         ...
 
 
@@ -103,6 +107,11 @@ class Services:
     def idempotency(self) -> IdempotencyKeys:
         """Which repeated requests stand for which runs."""
         return IdempotencyKeys(self.database, self.clock)
+
+    async def wait_known(self, run_id: str) -> None:
+        """Before the id of a run, or a batch, is told: until any worker can be asked for it."""
+        if self.shared_log is not None:
+            await self.shared_log.wait_known(run_id)
 
     def now(self) -> str:
         """The time as the store keeps it."""

@@ -10,7 +10,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from .batch_log import Batch
 from .leases import Leases
 from .redis_link import LONGEST_PAUSE_SECONDS, Command, Link, RedisAwayError, RedisLink
 from .remote_log import RemoteLog, RemoteLogs
-from .remote_readers import RemoteReaders
+from .remote_readers import ReadElsewhere, RemoteReaders
 from .run_directory import GoneError, SourceUnavailableError
 from .run_uploads import RunUploads, SharedLimits
 from .shared_batches import BATCH, IN_BATCH, JOIN, BatchUpload, SharedBatch
@@ -37,7 +37,13 @@ STOP_SECONDS = 5.0
 OPENING_SECONDS = 0.1
 """After which an unknown run is asked for once more: it may have started just now, and be on its way to Redis."""
 
+KNOWN_SECONDS = 0.1
+"""What Redis gets to hear of a new run before its id is told; it takes some milliseconds at most."""
+
 FORGETTING_MILLISECONDS = 5000
+END_SENT_SECONDS = 1.0
+"""What the end of a run of this worker's that is forgotten gets to reach those who read it elsewhere."""
+
 INBOX_LENGTH = 10_000
 
 _XREAD = ("XREAD", "BLOCK", int(BLOCK_SECONDS * 1000), "COUNT", ENTRIES_AT_ONCE, "STREAMS")
@@ -100,6 +106,7 @@ class SharedLog:
             self._supervisor = supervisor
             self._readers = RemoteReaders(nursery, self._find_read_here, self.uploads, self._limits.lease)
             nursery.start_soon(self._link.run, self._work)
+            nursery.start_soon(self.uploads.drop_ended)
             await self._reading_link.run(self._read)
 
     def tell_lost(self, listener: Callable[[str], Awaitable[None]]) -> None:
@@ -109,6 +116,15 @@ class SharedLog:
     async def wait_available(self) -> None:
         """Until Redis is there, and knows this worker."""
         await self._ready.wait()
+
+    async def wait_known(self, run_id: str) -> None:
+        """Until the others know of this run, or batch, of this worker's: ``KNOWN_SECONDS`` at most.
+
+        Whoever is told an id before is not told at all how the run ended if its worker dies now: nobody else has it.
+        """
+        if self._link.up:
+            with trio.move_on_after(KNOWN_SECONDS):
+                await self.uploads.wait_opened(run_id)
 
     async def leave(self) -> None:
         """Write what is unwritten, and sign off. Whoever calls it sets the limit, and cancels ``run`` afterwards."""
@@ -182,6 +198,9 @@ class SharedLog:
 
     async def forget(self, run_id: str) -> None:
         """Drop what Redis has of the run, and of its batch; who reads the run just now still gets its end."""
+        if self._link.up:
+            with trio.move_on_after(END_SENT_SECONDS):
+                await self.uploads.wait_sent(run_id)
         ending = self.uploads.ending(run_id)
         self.uploads.abandon(run_id)
         times = (FORGETTING_MILLISECONDS, self._limits.retention_milliseconds)
@@ -304,9 +323,9 @@ class SharedLog:
                 del self._missing_since[log.run_id]
                 self.logs.drop(log.run_id)  # not lost in an outage: its worker would have written it again
 
-    def _find_read_here(self, run_id: str) -> Run | None:
-        """What others read here by that id. A batch will do for who asks: it has the ``id`` and ``log`` of a run."""
-        return self._supervisor.find(run_id) or cast(Run | None, self.uploads.batch(run_id))
+    def _find_read_here(self, run_id: str) -> ReadElsewhere | None:
+        """What others read here by that id."""
+        return self._supervisor.find(run_id) or self.uploads.batch(run_id)
 
     def _runs_of(self, run_id: str) -> Iterable[Run]:
         """The run of that id, or the runs of the batch of that id."""

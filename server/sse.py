@@ -135,7 +135,7 @@ def requested_cursor(request: Request, log: EventLog) -> int:
     """
     cursor = cursor_of(request, log.run_id)
     if cursor > highest_cursor(log):
-        raise _bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
+        raise bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
     return cursor
 
 
@@ -145,14 +145,14 @@ def cursor_of(request: Request, run_id: str) -> int:
     cursors = {_number_of_event(event_id, run_id) for event_id in event_ids if event_id}
     cursors |= {sequence_number(text) for text in request.args.getlist("after")}
     if len(cursors) > 1:
-        raise _bad_cursor("the request has two cursors that differ")
+        raise bad_cursor("the request has two cursors that differ")
     return cursors.pop() if cursors else 0
 
 
 def _number_of_event(event_id: str, run_id: str) -> int:
     of_run, _, seq = event_id.rpartition(".")
     if of_run != run_id:
-        raise _bad_cursor("Last-Event-ID is not an event of this run")
+        raise bad_cursor("Last-Event-ID is not an event of this run")
     return sequence_number(seq)
 
 
@@ -163,9 +163,10 @@ def sequence_number(text: str) -> int:
         ApiError: 400, it is none.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise _bad_cursor("the cursor is no event number")
+        raise bad_cursor("the cursor is no event number")
     return int(text)
 
 
-def _bad_cursor(message: str) -> ApiError:
+def bad_cursor(message: str) -> ApiError:
+    """400 for what no reader of these events can have come with."""
     return ApiError(400, "INVALID_CURSOR", message)

@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
 
 from .rows import Scope
-from .schema import add_row, idempotency_keys, owned, owner_values
+from .schema import add_row, idempotency_keys, owned, owner_values, runs
 
 
 class KeyClaim(msgspec.Struct, frozen=True):
@@ -40,6 +40,15 @@ def claim_key(c: Connection, scope: Scope, key: str, claim: KeyClaim, instead_of
 def release_key(c: Connection, scope: Scope, key: str, run_id: str) -> None:
     """The run did not start after all: the key stands for nothing."""
     c.execute(delete(idempotency_keys).where(_of(scope, key), idempotency_keys.c.run_id == run_id))
+
+
+def sweep_keys(c: Connection, before: str) -> int:
+    """Drop the keys from before that time which stand for no run: those of batches; how many.
+
+    A run's key goes with its events.
+    """
+    of_no_run = idempotency_keys.c.run_id.not_in(select(runs.c.run_id))
+    return c.execute(delete(idempotency_keys).where(idempotency_keys.c.created_at < before, of_no_run)).rowcount
 
 
 def _of(scope: Scope, key: str) -> ColumnElement[bool]:

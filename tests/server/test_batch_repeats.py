@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from trio.testing import MockClock
 
 from server.store.idempotency import KeyClaim, claim_key, find_claim
 from server.store.rows import Scope
+from server.store.times import time_text
 from tests.harness.world import World, open_keeping_world, open_world
 from tests.server.api_scene import API, Caller
 from tests.server.batch_scene import BATCH, ask, read_again, two
@@ -179,3 +181,18 @@ async def test_a_state_asks_the_store_for_runs_that_memory_has_dropped(autojump_
         assert (await read_again(world, batch_id)).status_code == 410
         state = (await world.client.get(f"{BATCH}/{batch_id}")).json()["data"]
         assert [run["status"] for run in state["runs"]] == ["done", "done"]
+
+
+async def test_the_sweep_frees_old_keys_that_stand_for_no_run(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        two(world)
+        assert world.database is not None
+        assert world.run_journal is not None
+        chat = await world.client.post(f"{API}/agents/left/chat/lumosai", json={"message": "hi"})
+        ages = {"old batch": ("batch1", 2), "young batch": ("batch2", 0), "old run": (chat.json()["data"]["run_id"], 2)}
+        for key, (stands_for, days) in ages.items():
+            created_at = time_text(world.wall_clock() - timedelta(days=days))
+            assert await world.database.write(claim_key, PLACE, key, KeyClaim(stands_for, b"", created_at))
+        world.nursery.start_soon(world.run_journal.sweep, 1.0)
+        await trio.sleep(1)
+        assert [key for key in ages if await world.database.read(find_claim, PLACE, key)] == ["young batch", "old run"]

@@ -189,6 +189,20 @@ async def test_forget_at_the_runs_own_worker(redis_server: RedisServer) -> None:
             await two.shared.find(run.id)
 
 
+async def test_who_waits_elsewhere_gets_the_end_of_a_run_that_its_own_worker_forgets(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one, two = await scene.worker("one"), await scene.worker("two")
+        run = one.start(Script())
+        remote = await two.find(run.id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remote.log.wait_ended)
+            await eventually(lambda: remote.log.in_use)
+            await one.forget(run)
+            with trio.fail_after(LONG):
+                await remote.log.wait_ended()
+        assert isinstance(remote.log.terminal, AgentStopped)
+
+
 async def view_of_forgotten(worker: Worker, run_id: str) -> RunView:
     with pytest.raises(GoneError) as gone:
         await worker.shared.find(run_id)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
 import httpx
 import pytest
 import trio
+import trio.testing
 
-from engine import GenerationComplete, Run
+from engine import BasicAgent, Emit, GenerationComplete, Run
+from engine.run import FIRST_READER_SECONDS
 from providers.http import open_client
-from server import remote_log
+from server import remote_log, run_uploads, shared_log
 from server.app import create_app
 from server.compose import base_url
 from server.run_directory import SourceUnavailableError
 from server.services import Services
 from server.serving import serve
+from server.shared_log import KNOWN_SECONDS
 from server.sockets import listen_tcp
+from tests.engine.scripted import ProgrammedProvider
 from tests.harness.redis import RedisServer
 from tests.server.shared_scene import (
     LEASE,
@@ -93,6 +101,42 @@ async def test_a_run_that_starts_and_ends_while_redis_is_away_is_there_afterward
         redis_server.start()
         await _wait_available(one, two)
         assert frames(await read_to_end((await two.find(run.id)).log)) == frames(run.log.entries())
+
+
+async def test_a_worker_that_is_quiet_lets_go_of_ended_runs(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_uploads, "ENDED_KEPT_SECONDS", 0.05)
+    monkeypatch.setattr(run_uploads, "DROP_EVERY_SECONDS", 0.01)
+    async with open_scene(redis_server) as scene:
+        one = await scene.worker("one")
+        script = Script()
+        run = one.start(script)
+        script.end()
+        await read_to_end(run.log)
+        assert one.shared.uploads.ending(run.id)
+        await eventually(lambda: not one.shared.uploads.ending(run.id))
+
+
+async def test_ended_runs_that_cannot_be_written_are_bounded(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_uploads, "DROP_EVERY_SECONDS", 0.01)
+    async with open_scene(redis_server) as scene:
+        one = await scene.worker("one")
+        redis_server.kill()
+        await _wait_available(one, available=False)
+        runs = []
+        for _ in range(3):
+            script = Script()
+            runs.append(one.start(script))
+            script.say("x" * 1000)
+            script.end()
+            await read_to_end(runs[-1].log)
+        monkeypatch.setattr(run_uploads, "ENDED_KEPT_BYTES", runs[-1].log.size_bytes)
+        await eventually(lambda: not one.shared.uploads.ending(runs[1].id))
+        kept = [bool(one.shared.uploads.ending(run.id)) for run in runs]
+        assert kept == [False, False, True]
 
 
 async def test_who_asks_while_redis_is_away_is_told_so(redis_server: RedisServer) -> None:
@@ -197,6 +241,98 @@ async def test_over_http_a_reader_elsewhere_gets_a_broken_transport_and_then_503
         assert all_read.status_code == 204
         assert "Traceback" not in caplog.text
         nursery.cancel_scope.cancel()
+
+
+@dataclass
+class _Asking:
+    """Somebody starts a run, or a batch, over HTTP at a worker whose Redis stands still.
+
+    Attributes:
+        asked: the run is under way.
+        ended: and not any more.
+        told: the answer's head has come.
+        client: cancelled, it has gone.
+    """
+
+    asked: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+    told: trio.Event = field(default_factory=trio.Event)
+    client: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def say(self, emit: Emit) -> None:
+        """Nothing, for ever."""
+        self.asked.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.ended.set()
+
+    async def ask(self, url: str, body: dict[str, object]) -> None:
+        """Hold the stream until ``client`` is cancelled."""
+        with self.client:
+            async with open_client() as client, client.stream("POST", url, json=body) as response:
+                assert response.status_code == 200
+                self.told.set()
+                await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _asking(route: str, redis: RedisServer) -> AsyncIterator[_Asking]:
+    chat: dict[str, object] = {"message": "hi", "on_disconnect": "cancel"}
+    body: dict[str, object] = chat if "agents" in route else {"requests": [{"agent_id": "agent", **chat}]}
+    listeners = listen_tcp("127.0.0.1", 0)
+    asking = _Asking()
+    async with open_scene(redis) as scene, trio.open_nursery() as nursery:
+        one = await scene.worker("one")
+        agent = BasicAgent(agent_id="agent", provider=ProgrammedProvider(asking.say), model="m")
+        services = Services({"agent": agent}, one.supervisor, sources=(one.shared,), shared_log=one.shared)
+        await nursery.start(serve, create_app(services), listeners, trio.Event())
+        redis.pause()
+        nursery.start_soon(asking.ask, f"{base_url(listeners[0])}/api/v1/{route}", body)
+        with trio.fail_after(LONG):
+            await asking.asked.wait()
+        yield asking
+        redis.go_on()
+        nursery.cancel_scope.cancel()
+
+
+ROUTES = ("agents/agent/chat/lumosai/stream", "batch/stream")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_an_id_is_told_once_redis_knows_it(
+    route: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_log, "KNOWN_SECONDS", LONG)
+    async with _asking(route, redis_server) as asking:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not asking.told.is_set()
+        redis_server.go_on()
+        with trio.fail_after(LONG):
+            await asking.told.wait()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_client_that_goes_before_the_id_is_told_leaves_its_run(
+    route: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_log, "KNOWN_SECONDS", LONG)
+    async with _asking(route, redis_server) as asking:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        asking.client.cancel()
+        with trio.fail_after(FIRST_READER_SECONDS / 2):
+            await asking.ended.wait()
+
+
+async def test_while_redis_is_away_ids_are_told_at_once(redis_server: RedisServer) -> None:
+    async with open_scene(redis_server) as scene:
+        one = await scene.worker("one")
+        redis_server.kill()
+        await _wait_available(one, available=False)
+        run = one.start(Script())
+        before = trio.current_time()
+        await one.shared.wait_known(run.id)
+        assert trio.current_time() - before < KNOWN_SECONDS
 
 
 async def test_what_redis_has_lost_of_a_run_under_way_is_written_again(redis_server: RedisServer) -> None:
