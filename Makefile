@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 1000
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check mutate bench-ttfb format lock clean
+.PHONY: help env serve test check simulate mutate bench-ttfb format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
@@ -47,6 +48,9 @@ check: $(VENV)/.dev ## format, lint, strict types, and branch coverage of the te
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
 	@$(PYTEST) -m "not processes" $(ARGS) --cov
+
+simulate: $(VENV)/.dev ## act simulated systems (SEEDS=1000 or SEEDS=5000-5999; docs/simulation.md)
+	@$(BIN)/lumos simulate --seeds $(SEEDS) $(ARGS)
 
 mutate: $(VENV)/.dev ## break the code in many ways and see which test notices (ARGS="cursor"; docs/mutation.md)
 	@$(BIN)/python -m tests.mutation.run $(ARGS)

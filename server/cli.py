@@ -1,4 +1,4 @@
-"""The command line: ``lumos serve | chat | keys | record | replay | providers``. Every option is also a variable."""
+"""The command line: ``lumos serve | chat | keys | record | replay | …``. Every option is also a variable."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .cli_simulate import simulate
 from .cli_support import database_option, give_up, option, run
 from .key_commands import keys
 
@@ -294,6 +295,7 @@ def check(name: str, model: str | None, base_url: str | None, api_key_env: str |
 
 
 main.add_command(keys)
+main.add_command(simulate)
 
 
 def _load(name: str) -> Recording:

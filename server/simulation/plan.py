@@ -89,7 +89,7 @@ WorldAct: TypeAlias = Literal[
 ]
 
 
-class ReplyPlan(Struct, frozen=True, kw_only=True):
+class ReplyPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model says.
 
     Attributes:
@@ -113,7 +113,7 @@ class ReplyPlan(Struct, frozen=True, kw_only=True):
     splits: int = 0
 
 
-class AnswerPlan(Struct, frozen=True, kw_only=True):
+class AnswerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one request to a model server is answered.
 
     Attributes:
@@ -128,14 +128,14 @@ class AnswerPlan(Struct, frozen=True, kw_only=True):
     close_delimited: bool = False
 
 
-class VendorPlan(Struct, frozen=True, kw_only=True):
+class VendorPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model server: its n-th request gets the n-th answer, all further ones the last."""
 
     wire: Wire = "openai"
     answers: tuple[AnswerPlan, ...] = (AnswerPlan(),)
 
 
-class ToolPlan(Struct, frozen=True, kw_only=True):
+class ToolPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tool of the world."""
 
     name: str
@@ -143,7 +143,7 @@ class ToolPlan(Struct, frozen=True, kw_only=True):
     seconds: float = 1.0
 
 
-class DeadlinePlan(Struct, frozen=True, kw_only=True):
+class DeadlinePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server's deadlines."""
 
     total: float = 120.0
@@ -153,7 +153,7 @@ class DeadlinePlan(Struct, frozen=True, kw_only=True):
     tool: float = 30.0
 
 
-class AgentPlan(Struct, frozen=True, kw_only=True):
+class AgentPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An agent: vendors in the order of failover, by number; tools by name."""
 
     vendors: tuple[int, ...] = (0,)
@@ -164,7 +164,7 @@ class AgentPlan(Struct, frozen=True, kw_only=True):
     deadlines: DeadlinePlan = DeadlinePlan()
 
 
-class StepPlan(Struct, frozen=True, kw_only=True):
+class StepPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client does once so many events came or so much time went by since its last step, whichever is first."""
 
     act: ClientAct
@@ -174,7 +174,7 @@ class StepPlan(Struct, frozen=True, kw_only=True):
     number: int = 0
 
 
-class ClientPlan(Struct, frozen=True, kw_only=True):
+class ClientPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A client: begins at a time, at a worker, and takes its steps in order, then reads to the end.
 
     Attributes:
@@ -200,7 +200,7 @@ class ClientPlan(Struct, frozen=True, kw_only=True):
     steps: tuple[StepPlan, ...] = ()
 
 
-class EventPlan(Struct, frozen=True, kw_only=True):
+class EventPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What befalls the world at a time."""
 
     at: float
@@ -208,7 +208,7 @@ class EventPlan(Struct, frozen=True, kw_only=True):
     number: int = 0
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A world. ``seed`` is that of everything that the plan leaves open: scheduling, ids, jitter.
 
     Attributes:

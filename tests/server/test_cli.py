@@ -77,7 +77,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
 
 def test_the_commands() -> None:
-    assert COMMANDS == ["chat", "keys", "providers", "record", "replay", "serve"]
+    assert COMMANDS == ["chat", "keys", "providers", "record", "replay", "serve", "simulate"]
 
 
 def test_the_help_of_lumos_names_every_command() -> None:
