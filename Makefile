@@ -50,6 +50,9 @@ check: $(VENV)/.dev ## format, lint, strict types, and branch coverage of the te
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
 	@$(PYTEST) -m "not processes" $(ARGS) --cov
+	@echo "== statement and branch coverage: engine (98 % at least), the rest (92 %)"
+	@$(BIN)/coverage report --format=total --precision=1 --include='engine/*' --fail-under=98
+	@$(BIN)/coverage report --format=total --precision=1 --omit='engine/*' --fail-under=92
 
 simulate: $(VENV)/.dev ## act simulated systems (SEEDS=1000 or SEEDS=5000-5999; docs/simulation.md)
 	@$(BIN)/lumos simulate --seeds $(SEEDS) $(ARGS)
