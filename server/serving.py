@@ -98,6 +98,8 @@ class ConnectionStream(Protocol):
 class _Http11(H11Protocol):
     """Hypercorn's HTTP/1.1 without the ways into cleartext HTTP/2: no browser uses them, seven of H1's inputs do."""
 
+    _asked_head = False
+
     async def handle(self, event: Event) -> None:
         await super().handle(event)
         if isinstance(self.stream, WSStream) and self.stream.closed:
@@ -108,11 +110,13 @@ class _Http11(H11Protocol):
 
         Without, Hypercorn only closes it, and the next request of a client that keeps connections finds it dead.
         """
-        if isinstance(event, Response) and event.status_code == 500 and event.headers == _UNANSWERED:
-            await self._answer_cut_off(event)
-            return
-        if isinstance(event, Response) and event.status_code >= 200 and self.connection.their_state is h11.SEND_BODY:
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        if isinstance(event, Response):
+            if event.status_code == 500 and event.headers == _UNANSWERED:
+                await self._answer_cut_off(event)
+                return
+            if event.status_code >= 200 and self.connection.their_state is h11.SEND_BODY:
+                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+            event = replace(event, headers=_true_headers(event, self._asked_head))
         await super().stream_send(event)
 
     async def _answer_cut_off(self, event: Response) -> None:
@@ -126,12 +130,14 @@ class _Http11(H11Protocol):
         ]
         with trio.move_on_after(CLEANUP_SECONDS, shield=True):  # the task that brings this is cancelled
             await super().stream_send(replace(event, status_code=503, headers=headers))
-            await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
+            if not self._asked_head:
+                await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Stay with HTTP/1.1."""
 
     async def _create_stream(self, request: h11.Request) -> None:
+        self._asked_head = request.method == b"HEAD"
         hosts = (value for name, value in request.headers if name == b"host")
         if not (_TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts))):
             await self._refuse()
@@ -162,6 +168,20 @@ class _Http11(H11Protocol):
         self.connection = H11WSConnection(cast(h11.Connection, self.connection))
         version = request.http_version.decode()
         await self.stream.handle(Request(STREAM_ID, headers, version, "GET", request.target, self.connection_state))
+
+
+def _true_headers(answer: Response, asked_head: bool) -> list[tuple[bytes, bytes]]:
+    """The answer's headers without what is not true where there is no body (RFC 9110, section 8.6).
+
+    Quart gives every empty answer a length of 0. A 204 must not tell one; a 304 and an answer to HEAD may only tell
+    what a GET would have had, and no GET that is answered with 200 has nothing.
+    """
+    if answer.status_code in {204, 304}:
+        untrue = {b"content-length", b"content-type"}
+        return [(name, value) for name, value in answer.headers if name.lower() not in untrue]
+    if asked_head and answer.status_code == 200:
+        return [(name, value) for name, value in answer.headers if (name.lower(), value) != (b"content-length", b"0")]
+    return list(answer.headers)
 
 
 class Connection(TCPServer):
