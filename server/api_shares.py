@@ -72,7 +72,7 @@ async def get_shared_events(call: Call[None, SharedQuery]) -> Response:
     run = await _find_shared(call, shared.run_id)
     until = run.log.last_seq if call.query.until is None else call.query.until
     check_range(run.log, call.query.after, until)
-    audience = bearers_of_a_link(shared.seconds_left)
+    audience = bearers_of_a_link(shared.expires_at)
     return await range_response(call.request, run.log, call.query.after, until, audience)
 
 

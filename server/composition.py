@@ -244,7 +244,7 @@ async def _end_lost_run(database: Database, run_id: str) -> None:
 
 def _share_links(settings: ServerSettings) -> ShareLinks:
     try:
-        return ShareLinks(settings.share_secret)
+        return ShareLinks(settings.share_secret, lasting=settings.share_secret_lasts)
     except BadSecretError as error:
         raise SettingsError(str(error)) from error
 

@@ -6,7 +6,8 @@ ranges: the answer to one URL is then the same for ever, with a strong ``ETag`` 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from email.utils import formatdate
 from hashlib import sha256
 from typing import Literal, TypeAlias
 
@@ -20,7 +21,7 @@ from engine.log import EventLog, LogEntry
 from .errors import RETRY_AFTER_SECONDS, ApiError
 from .journal_log import EventsDroppedError
 from .remote_log import EventsLostError
-from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number
+from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number, there_twice
 from .store.errors import StoreUnavailableError
 
 YEAR_SECONDS = 31_536_000
@@ -43,24 +44,35 @@ class Audience(msgspec.Struct, frozen=True):
     """For whom an answer is.
 
     Attributes:
-        cache_control: who may keep it, and how long.
-        vary: request headers that it depends on.
+        headers: who may keep it, how long, and which request headers it depends on.
         public: what only the run's owner sees is left out: metadata, usage, what was remembered.
     """
 
-    cache_control: str
-    vary: tuple[str, ...]
+    headers: Mapping[str, str]
     public: bool
 
 
 OWNER = Audience(
-    f"private, max-age={YEAR_SECONDS}, immutable", vary=("Accept", "Authorization", "X-API-Key"), public=False
+    {
+        "Cache-Control": f"private, max-age={YEAR_SECONDS}, immutable",
+        "Vary": "Accept, Authorization, X-API-Key",
+    },
+    public=False,
 )
 
 
-def bearers_of_a_link(seconds_left: float) -> Audience:
-    """Everybody who has a share link: any cache may keep the answer while the link is good."""
-    return Audience(f"public, max-age={max(0, int(seconds_left))}, immutable", vary=("Accept",), public=True)
+def bearers_of_a_link(expires_at: int) -> Audience:
+    """Everybody who has a share link: any cache may keep the answer while the link is good.
+
+    The end is a time, not an age: nginx sends what it keeps without an ``Age``, and with a ``Date`` of its own, so that
+    an age would begin anew in the cache behind it. A second early, because ``Date`` has no fractions.
+    """
+    headers = {
+        "Cache-Control": "public, immutable",
+        "Expires": formatdate(expires_at - 1, usegmt=True),
+        "Vary": "Accept",
+    }
+    return Audience(headers, public=True)
 
 
 async def owners_range(request: Request, log: EventLog) -> Response:
@@ -71,9 +83,11 @@ async def owners_range(request: Request, log: EventLog) -> Response:
     """
     after = requested_cursor(request, log) if log.ended else 0
     asked = request.args.getlist("until")
-    if len(asked) > 1:
+    if len(set(asked)) > 1:
         raise ApiError(400, "INVALID_CURSOR", "the range has two ends")
     until = sequence_number(asked[0])
+    if len(asked) > 1:
+        raise there_twice("until")
     if log.ended and after == until and request.headers.get("Last-Event-ID"):
         return Response(b"", status=204, headers={"Cache-Control": "no-store"})  # an EventSource that has it all
     return await range_response(request, log, after, until, OWNER)
@@ -127,7 +141,7 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
     check_range(log, after, until)
     kind = _representation(request)
     etag = _etag(log.run_id, after, until, kind, audience)
-    headers = {"Cache-Control": audience.cache_control, "Vary": ", ".join(audience.vary), "X-Run-Id": log.run_id}
+    headers = {**audience.headers, "X-Run-Id": log.run_id}
     if request.if_none_match.contains_weak(etag):
         response = Response(b"", status=304, headers=headers)
         del response.headers["Content-Type"]

@@ -33,6 +33,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         otel: whether they are sent out by OTLP too.
         admission: how many runs this worker takes.
         share_secret: signs share links; empty for a random one of this process.
+        share_secret_lasts: whether it is there again after a restart; not the one that workers get from their parent.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +52,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     otel: bool = False
     admission: AdmissionLimits = AdmissionLimits()
     share_secret: str = ""
+    share_secret_lasts: bool = True
     redis_url: str | None = None
     lease: float = 10.0
     workers: int = 1

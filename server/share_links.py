@@ -47,18 +47,18 @@ class ShareLinks:
     """Makes tokens and checks them.
 
     Attributes:
-        lasting: whether tokens outlive this process: the secret was given.
+        lasting: whether tokens outlive this server: the secret was given, and will be again.
     """
 
-    def __init__(self, secret: str = "", wall_clock: Callable[[], datetime] = utc_now) -> None:
-        """Without a secret, a random one of this process.
+    def __init__(self, secret: str = "", wall_clock: Callable[[], datetime] = utc_now, *, lasting: bool = True) -> None:
+        """Without a secret, a random one of this process. ``lasting`` is whether the next one will get it too.
 
         Raises:
             BadSecretError: it is shorter than ``MIN_SECRET_CHARS``.
         """
         if secret and len(secret) < MIN_SECRET_CHARS:
             raise BadSecretError(f"the share secret is shorter than {MIN_SECRET_CHARS} characters")
-        self.lasting = bool(secret)
+        self.lasting = bool(secret) and lasting
         self._key = secret.encode() or secrets.token_bytes(32)
         self._wall_clock = wall_clock
 

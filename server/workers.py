@@ -74,7 +74,8 @@ async def run_workers(settings: ServerSettings, log_level: str, command: Sequenc
     """
     check_workers(settings)
     if not settings.share_secret:  # a link that one worker signs is good at all of them
-        settings = msgspec.structs.replace(settings, share_secret=secrets.token_urlsafe(32))
+        secret = secrets.token_urlsafe(32)
+        settings = msgspec.structs.replace(settings, share_secret=secret, share_secret_lasts=False)
     with ExitStack() as held, trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         settings = msgspec.structs.replace(settings, port=held.enter_context(hold_port(settings.host, settings.port)))
         crew = _Crew(settings, log_level, command)

@@ -66,6 +66,7 @@ async def test_sigterm_drains_every_worker_and_exits_with_0(redis_server: RedisS
         assert await workers.wait_exit() == 0
         assert [text.count('"chunk_type":"done"') for text in answers] == [1] * 6
         assert {line["worker"] for line in await workers.wait_lines("server.ended", 2)} == {"1", "2"}
+        assert {line["share_links"] for line in workers.of("server.started")} == {"until this process ends"}
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGINT]])
