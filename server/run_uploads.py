@@ -240,6 +240,7 @@ class RunUploads:
             upload.opened = answer == 1
             if not upload.opened:
                 self._lose(upload)
+        self._written.unpark_all()  # who only waits for the opening
         writing = [upload for upload in batch if upload.opened]
         joining = [command for upload in new if upload.opened for command in _joining(upload)]
         answers = await self._link.ask_all([*joining, *(self._appending(upload) for upload in writing)])

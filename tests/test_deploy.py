@@ -55,6 +55,15 @@ def test_compose_waits_for_the_drain() -> None:
     assert f"--drain {DRAIN:g}" in lumos["command"]
 
 
+def test_compose_has_the_redis_that_its_workers_need() -> None:
+    (compose,) = documents("compose.yaml")
+    lumos, redis = compose["services"]["lumos"], compose["services"]["redis"]
+    assert "--workers 2" in lumos["command"]
+    assert lumos["environment"]["LUMOS_REDIS_URL"].startswith("redis://redis:")
+    assert set(lumos["depends_on"]) == {"postgres", "redis"}
+    assert "--maxmemory-policy noeviction" in redis["command"]
+
+
 def test_kubernetes_waits_for_the_drain_and_does_not_buffer() -> None:
     deployment, service, ingress = documents("kubernetes.yaml")
     assert [each["kind"] for each in (deployment, service, ingress)] == ["Deployment", "Service", "Ingress"]
