@@ -29,20 +29,20 @@ def paste_of(plan: Plan) -> str:
 
 
 def code_of(value: Any, column: int = 0, indent: int = 0) -> str:
-    """The expression that makes the value. It begins in that column of a line with that indentation."""
+    """The expression that makes the value. It begins in that column of a line with that indentation; a comma counts."""
     flat = _flat(value)
     if column + len(flat) <= _WIDTH or not isinstance(value, Struct | tuple):
         return flat
     inner = indent + _INDENT
     outer = " " * indent
     if isinstance(value, tuple):
-        items = [code_of(item, inner, inner) for item in value]
+        items = [code_of(item, inner + 1, inner) for item in value]
         return "(\n" + "".join(f"{outer}    {item},\n" for item in items) + f"{outer})"
     name = type(value).__name__
     hugged = flat.removeprefix(f"{name}(").removesuffix(")")
     if inner + len(hugged) <= _WIDTH:
         return f"{name}(\n{outer}    {hugged}\n{outer})"
-    fields = [f"{field}={code_of(item, inner + len(field) + 1, inner)}" for field, item in non_defaults(value)]
+    fields = [f"{field}={code_of(item, inner + len(field) + 2, inner)}" for field, item in non_defaults(value)]
     return f"{name}(\n" + "".join(f"{outer}    {field},\n" for field in fields) + f"{outer})"
 
 

@@ -56,7 +56,12 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class Figures:
-    """What is told of all of them; ``real_seconds`` on the wall."""
+    """What is told of all of them.
+
+    Attributes:
+        real_seconds: on the wall.
+        digest: of the digests of all, in their order.
+    """
 
     failed: list[Verdict] = field(default_factory=list)
     worlds: int = 0
@@ -67,6 +72,7 @@ class Figures:
     runs: int = 0
     events: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    digest: str = ""
 
     def add(self, verdict: Verdict) -> None:
         """Count it."""
@@ -76,6 +82,7 @@ class Figures:
         self.runs += verdict.runs
         self.events += verdict.events
         self.kinds += verdict.kinds
+        self.digest = sha256(f"{self.digest}{verdict.digest}".encode()).hexdigest()
         if verdict.violations:
             self.failed.append(verdict)
 

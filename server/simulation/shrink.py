@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -31,18 +32,23 @@ def failing(violations: list[str]) -> set[str]:
 def shrink(plan: Plan, fails: Callable[[Plan], bool], worlds: int = MAX_WORLDS) -> Plan:
     """The smallest plan that still fails, as far as single steps lead there, and so many worlds."""
     tried = {plan}
-    candidates = list(smaller(plan))
-    place = since = 0
-    while since < len(candidates) and len(tried) <= worlds:
-        candidate = candidates[place % len(candidates)]
-        place, since = place + 1, since + 1
-        if candidate in tried:
-            continue
+    place = 0
+
+    def still_fails(candidate: Plan) -> bool:
+        if candidate in tried or len(tried) > worlds:
+            return False
         tried.add(candidate)
-        if fails(candidate):
-            plan, since, place = candidate, 0, place - 1
-            candidates = list(smaller(plan))
+        return fails(candidate)
+
+    while found := next((one for one in _numbered(plan, place) if still_fails(one[1])), None):
+        place, plan = found
     return plan
+
+
+def _numbered(plan: Plan, first: int) -> Iterator[tuple[int, Plan]]:
+    """What is smaller from that place on, then what is before it: what did not help just now comes last."""
+    yield from islice(enumerate(smaller(plan)), first, None)
+    yield from islice(enumerate(smaller(plan)), first)
 
 
 def smaller(plan: Plan) -> Iterator[Plan]:
