@@ -57,6 +57,9 @@ CLEANUP_SECONDS = 5.0
 FLUSH_SECONDS = 3.0
 """What the store gets to take the last turns and events, when the server ends."""
 
+JOIN_SECONDS = 1.0
+"""What Redis gets to know this worker before it serves: a run that is told before would be its alone."""
+
 LEAVE_SECONDS = 1.0
 """What Redis gets to hear that this worker has gone; with the above within ``CLEANUP_SECONDS``."""
 
@@ -137,6 +140,8 @@ class Composition:
                 for share in shares:
                     share.tell_lost(partial(_end_lost_run, base.database))
                     background.start_soon(share.run, services.supervisor)
+                    with trio.move_on_after(JOIN_SECONDS):  # without Redis it serves too, later
+                        await share.wait_available()
                 await serve_until_end(services)
                 leave_within(CLEANUP_SECONDS)
                 for share in shares:
