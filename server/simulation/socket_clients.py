@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from math import inf
 from typing import Any
 
@@ -10,7 +10,7 @@ import msgspec
 import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnection, RejectData, Request, TextMessage
-from wsproto.utilities import LocalProtocolError
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from engine.events import RETRY_MILLISECONDS
 from server.testing.memory_network import MemoryStream
@@ -150,7 +150,9 @@ class SocketClient:
             data = await self._stream.receive_some(self._plan.read_bytes)
         except trio.BrokenResourceError:
             data = b""
-        self._ws.receive_data(data or None)
+        # A head that breaks off in the middle is no bad HTTP: its sender died.
+        with nullcontext() if data else suppress(RemoteProtocolError):
+            self._ws.receive_data(data or None)
         return bool(data)
 
     async def _hear(self) -> None:
