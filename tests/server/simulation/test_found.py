@@ -18,7 +18,12 @@ CUT_IN_THE_HANDSHAKE = Plan(
 )
 """The simulation's own: the WebSocket client crashed when the server died before the handshake was over."""
 
+DRIPPED_OUT = Plan(seed=291, vendors=(VendorPlan(answers=(AnswerPlan(fault="drip", where=1.0, seconds=0.01),)),))
+"""The simulation's own: an answer that had dripped out was over only when the longest one would have been."""
 
-@pytest.mark.parametrize("plan", [ANSWERED_AT_0, CUT_IN_THE_HANDSHAKE], ids=["answered at 0", "cut in the handshake"])
+FOUND = {"answered at 0": ANSWERED_AT_0, "cut in the handshake": CUT_IN_THE_HANDSHAKE, "dripped out": DRIPPED_OUT}
+
+
+@pytest.mark.parametrize("plan", FOUND.values(), ids=FOUND)
 def test_worlds_that_failed_go_well(plan: Plan) -> None:
     assert simulate(plan).violations == []
