@@ -274,7 +274,7 @@ def _dripping(held: Iterable[Timed], seconds: float, last_chunk: bytes) -> Itera
         rest = data + last_chunk
         for number, byte in enumerate(rest[:DRIP_BYTES], 1):
             yield start + seconds * number, bytes([byte])
-        if rest[DRIP_BYTES:]:
+        if len(rest) > DRIP_BYTES:
             yield start + seconds * (DRIP_BYTES + 1), rest[DRIP_BYTES:]
 
 

@@ -116,8 +116,9 @@ class Vendor:
         try:
             await self._play(stream, script, call)
         finally:
-            call.closed_at = stream.connection.client.closed_at if call.answered_at is None else call.answered_at
-            what = "answered" if call.answered_at is not None else "broke off"
+            over = call.answered_at is not None
+            call.closed_at = call.answered_at if over else stream.connection.client.closed_at
+            what = "answered" if over else "broke off"
             self._trace.note(self._actor, what, number=call.number, pieces=len(call.content_times))
 
     async def _play(self, stream: MemoryStream, script: Script, call: UpstreamCall) -> None:
