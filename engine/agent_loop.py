@@ -37,6 +37,10 @@ class LoopOwner(Protocol):
         """The model said something."""
         ...
 
+    def note_sent(self) -> None:
+        """The model was sent its request."""
+        ...
+
 
 class AgentLoop:
     """The steps of one run: model calls, and between them tool calls, all told of through the emitter.
@@ -71,6 +75,13 @@ class AgentLoop:
         if call.answered_by is None:
             return usage
         return msgspec.structs.replace(usage, provider=call.answered_by.provider, model=call.answered_by.model)
+
+    @property
+    def input_tokens(self) -> int | None:
+        """The input of ``usage``, without reckoning the rest of it."""
+        before = None if self._spent is None else self._spent.input_tokens
+        of_call = None if self._call is None else self._call.input_tokens
+        return before if of_call is None else (before or 0) + of_call
 
     def said(self) -> tuple[Message, ...]:
         """What the run adds to the conversation: the finished steps, and the text of one that broke off."""
@@ -144,6 +155,7 @@ class AgentLoop:
             request,
             self._emitter,
             on_content=self._run.note_content,
+            on_sent=self._run.note_sent,
             fail=self._run.fail,
             call_ids=self._call_ids,
             spent=self._spent,

@@ -74,7 +74,8 @@ class RunLog:
     The log owns nothing that must be closed. Its size is bounded by the emitter in front of it.
 
     Attributes:
-        on_append: hears of every event as it is appended (who copies the log elsewhere); synchronous, must not raise.
+        on_append: hears of every event as it is appended (who copies the log elsewhere), and when something else of the
+            run is worth keeping (``note_news``); synchronous, must not raise.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -119,9 +120,13 @@ class RunLog:
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
         self.wake()
+        self.note_news()
+        return entry
+
+    def note_news(self) -> None:
+        """Have who copies the log look again."""
         if self.on_append is not None:
             self.on_append(self)
-        return entry
 
     def entries(self, after: int = 0, until: int | None = None) -> list[LogEntry]:
         """What is in the log now, after number ``after`` up to ``until``; gathered text is not in it yet."""

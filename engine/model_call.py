@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from threading import get_ident
 from typing import Any
 
@@ -88,6 +89,7 @@ class ModelCall:
     Args:
         emitter: where events go.
         on_content: called at each read that brought content.
+        on_sent: called once the request is written.
         fail: ends the run, and with it this call: for what the model may not do, which is no failure of the provider's.
         call_ids: the ids of the run's tool calls; this call takes its own.
         spent: what the steps before have used.
@@ -100,6 +102,7 @@ class ModelCall:
         emitter: Emitter,
         *,
         on_content: Callable[[], None],
+        on_sent: Callable[[], None] = lambda: None,
         fail: Callable[[ErrorCode, str], object],
         call_ids: UniqueIds,
         spent: Usage | None = None,
@@ -110,6 +113,7 @@ class ModelCall:
         self.answered_by: AnsweredByPiece | None = None
         self._emitter = emitter
         self._on_content = on_content
+        self._on_sent = on_sent
         self._fail = fail
         self._call_ids = call_ids
         self._model_ids = UniqueIds()
@@ -144,6 +148,17 @@ class ModelCall:
             return self._reported
         written = "".join([self.text, *(call.name + call.arguments for call in self._calls.values())])
         return estimated_usage(self.request, written, "".join(self._reasoning), reported=self._reported)
+
+    @property
+    def input_tokens(self) -> int | None:
+        """The input of ``usage``; reckoned once."""
+        if self._reported is not None:
+            return self._reported.input_tokens
+        return self._estimated_input if self._any_content or self._is_billed else None
+
+    @cached_property
+    def _estimated_input(self) -> int:
+        return estimated_usage(self.request, "").input_tokens
 
     def facts(self) -> dict[str, Any]:
         """What a trace tells of the call."""
@@ -225,6 +240,7 @@ class ModelCall:
                     self.finish_reason = reason
                 case RequestSentPiece():
                     self._is_billed = True
+                    self._on_sent()
                     if self._progress.phase != "attempts":
                         self._progress.enter("first_token")
                 case AttemptsPiece():

@@ -119,6 +119,13 @@ class Run:
         """Token counts of all model calls so far; of an ended run, its terminal event's: reckoned once."""
         return self._loop.usage if self.log.terminal is None else self.log.terminal.usage
 
+    @property
+    def input_tokens(self) -> int | None:
+        """The input of ``usage``, without reckoning the rest of it: for who asks often."""
+        if self.log.terminal is None:
+            return self._loop.input_tokens
+        return None if self.log.terminal.usage is None else self.log.terminal.usage.input_tokens
+
     async def execute(self) -> None:
         """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then.
 
@@ -212,6 +219,10 @@ class Run:
         if self.first_token_at is None:
             self.first_token_at = trio.current_time()
             self._tell(self._observer.run_first_token)
+
+    def note_sent(self) -> None:
+        """A model was asked: from now on there is ``usage``."""
+        self.log.note_news()
 
     def _end(self, make_terminal: Callable[[], TerminalEvent]) -> None:
         """End the log. Never raises: an event that cannot be built or encoded gives way to one that always can."""

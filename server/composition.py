@@ -41,14 +41,14 @@ from .serving import serve
 from .settings import ServerSettings, SettingsError
 from .share_links import BadSecretError, ShareLinks
 from .store.database import Database
-from .store.errors import StoreUnavailableError
-from .store.interrupted import end_run, interrupt_runs
+from .store.interrupted import Ending, end_run, interrupt_runs
 from .store.times import time_text
 from .tool_policy import ToolPolicy
 from .tool_registry import ToolRegistry
 from .unsaved_turns import UnsavedTurns
 
 if TYPE_CHECKING:
+    from .leases import KnownEvents
     from .shared_log import SharedLog
 
 CLEANUP_SECONDS = 5.0
@@ -138,7 +138,7 @@ class Composition:
                 background.start_soon(memories.backlog.work)
                 services = self._services(runs)
                 for share in shares:
-                    share.tell_lost(partial(_end_lost_run, base.database))
+                    share.settle_with(partial(_settle, base.database))
                     background.start_soon(share.run, services.supervisor)
                     with trio.move_on_after(JOIN_SECONDS):  # without Redis it serves too, later
                         await share.wait_available()
@@ -238,13 +238,9 @@ async def _flush(unsaved: UnsavedTurns, journal: Journal) -> None:
         nursery.start_soon(journal.flush, FLUSH_SECONDS)
 
 
-async def _end_lost_run(database: Database, run_id: str) -> None:
-    """What the store has of a run whose worker died gets its end too."""
-    now = time_text(utc_now())
-    try:
-        await database.write(end_run, run_id, "worker_lost", now)
-    except StoreUnavailableError as error:
-        _logger.error("run.end_not_kept", run_id=run_id, reason=str(error))
+async def _settle(database: Database, run_id: str, known: KnownEvents) -> Ending | None:
+    """Have the store keep how a run ended whose worker died, and all that is known of it. Raises as ``write``."""
+    return await database.write(end_run, run_id, "worker_lost", time_text(utc_now()), known)
 
 
 def _share_links(settings: ServerSettings) -> ShareLinks:

@@ -23,7 +23,7 @@ from .log_followers import may_follow
 from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.idempotency import sweep_keys
-from .store.run_events import NewEvents, add_events, forget_events, sweep_events
+from .store.run_events import NewEvents, Progress, add_events, forget_events, sweep_events
 from .store.times import time_text
 from .store.turns import save_turn
 
@@ -44,23 +44,26 @@ _logger = structlog.get_logger("lumos")
 class _Copied:
     """A run that is followed, and how far it is stored."""
 
-    __slots__ = ("ended", "run", "stored")
+    __slots__ = ("ended", "input_tokens", "run", "stored")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.stored = 0
+        self.input_tokens: int | None = None
         self.ended: Callable[[], TurnRecord] | None = None
 
 
 class _Part:
     """What one write takes of one run."""
 
-    __slots__ = ("copied", "entries", "last_seq", "turn")
+    __slots__ = ("copied", "entries", "last_seq", "progress", "turn")
 
     def __init__(self, copied: _Copied, entries: Sequence[LogEntry]) -> None:
         self.copied = copied
         self.entries = entries
-        self.last_seq = entries[-1].seq
+        self.last_seq = entries[-1].seq if entries else copied.stored
+        run = copied.run
+        self.progress = None if self.is_last else Progress(run.elapsed_ms, run.ttfb_ms, run.input_tokens)
         self.turn = None
         if self.is_last and copied.ended is not None:
             self.turn = copied.ended()
@@ -75,7 +78,7 @@ class _Part:
         """As the store takes it. In the worker thread."""
         events = [(entry.seq, data_of(entry.frame).decode()) for entry in self.entries]
         run = self.copied.run
-        return NewEvents(run.id, events, self.last_seq if self.is_last else None, run.memory_updates)
+        return NewEvents(run.id, events, self.last_seq if self.is_last else None, run.memory_updates, self.progress)
 
 
 class Journal:
@@ -212,9 +215,10 @@ class Journal:
     def _note_stored(self, part: _Part) -> None:
         copied, run_id = part.copied, part.copied.run.id
         copied.stored = part.last_seq
+        copied.input_tokens = part.progress.input_tokens if part.progress else None
         if part.is_last:
             self._let_go(run_id)
-        elif copied.stored == copied.run.log.last_seq:
+        elif copied.stored == copied.run.log.last_seq and copied.input_tokens == copied.run.input_tokens:
             self._dirty.pop(run_id, None)
 
     def _note_ended(self, run_id: str) -> None:
@@ -267,7 +271,7 @@ def _cut_batch(waiting: list[_Copied]) -> tuple[list[_Part], list[_Copied]]:
                 break
             size += len(entry.frame)
             taken += 1
-        if taken:
+        if taken or copied.input_tokens != copied.run.input_tokens:
             parts.append(_Part(copied, entries[:taken]))
         if taken < len(entries):
             return parts, waiting[at:]

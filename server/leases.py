@@ -8,8 +8,11 @@ each run is ended once (``shared_scripts``).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
+from typing import TypeAlias
 
 import msgspec
 import structlog
@@ -36,13 +39,30 @@ from .shared_scripts import (
     run_key,
     runs_key,
 )
+from .store.errors import StoreUnavailableError
+from .store.interrupted import LOST_TEXT, Ending
 
 LOST_SEQ = RESERVED_SEQ + 1
 """The number of the event that ends a dead worker's run: after any that a client can have seen."""
 
-_LOST_TEXT = "the worker of this run is gone"
+UNSETTLED_SEQ = RESERVED_SEQ
+"""Its number if the store could not be asked. The store may still end that run by itself, with ``LOST_SEQ``: so no two
+events have one number, and who has seen this one reads on there."""
+
+SETTLE_SECONDS = 5.0
+"""What the store gets to say how a run ended, before Redis says so alone."""
+
+SETTLE_AGAIN_SECONDS = 0.25
+SETTLE_LATER_SECONDS = 5.0
+"""Between two tries: while a run waits for its end, and after that."""
+
 _LOST_BATCH_TEXT = "the worker of this batch is gone"
 _INBOX_MILLISECONDS = 3_600_000
+
+KnownEvents: TypeAlias = Sequence[tuple[int, str]]
+"""A run's events as Redis has them: numbers with their JSON."""
+
+Settle: TypeAlias = Callable[[str, KnownEvents], Awaitable[Ending | None]]
 
 _logger = structlog.get_logger("lumos")
 
@@ -58,7 +78,9 @@ class Leases:
 
     Attributes:
         worker: this one's name now.
-        on_run_lost: called with the id of a run that this worker has ended for a dead one.
+        settle: has the store keep how a dead worker's run ended, and what Redis has of it; what it then tells is the
+            run's end for good. None for a run of which it keeps nothing. Raises StoreUnavailableError. None without a
+            store.
         on_buried: called when others have taken this worker for dead; it goes on under the name that this returns.
     """
 
@@ -68,8 +90,12 @@ class Leases:
         self._seen: dict[str, _Seen] = {}
         self._looked_at = trio.current_time()
         self._claimed: set[str] = set()
+        self._unsettled: set[str] = set()
+        self._any_claimed = trio.Event()
+        self._any_unsettled = trio.Event()
+        self._store_answers = True
         self.worker = worker
-        self.on_run_lost: Callable[[str], Awaitable[None]] | None = None
+        self.settle: Settle | None = None
         self.on_buried: Callable[[], str] = lambda: worker
 
     async def beat(self) -> None:
@@ -82,15 +108,21 @@ class Leases:
             await self.end_runs_of(dead)
 
     async def work(self, each_time: Callable[[], Awaitable[None]]) -> None:
-        """Beat and watch, for ever; ``each_time`` is done with it. Raises RedisAwayError."""
+        """Beat, watch and end what dead workers left, for ever; ``each_time`` is done with it.
+
+        Raises:
+            ExceptionGroup: of RedisAwayError.
+        """
         self._seen.clear()
         self._looked_at = trio.current_time()
-        await self._end_claimed()
-        while True:
-            await self.beat()
-            await self._watch()
-            await each_time()
-            await trio.sleep(self._limits.lease / 3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_claimed)  # beside the heartbeat: the store may keep it waiting
+            nursery.start_soon(self._settle_late)
+            while True:
+                await self.beat()
+                await self._watch()
+                await each_time()
+                await trio.sleep(self._limits.lease / 3)
 
     async def leave(self) -> None:
         """Say that this worker goes in peace; if it leaves runs behind, others end them after the lease."""
@@ -121,45 +153,109 @@ class Leases:
         await self._link.ask(*LEAVE.call([WORKERS, runs_key(dead), inbox_key(dead)], dead))
 
     async def end_runs_of(self, dead: str) -> None:
-        """End the runs that a dead worker had.
-
-        Raises:
-            RedisAwayError: some may be claimed and not ended: ``work`` ends them when it starts again.
-        """
+        """Take over the runs that a dead worker had; ``work`` ends them. Raises RedisAwayError."""
         for run_id in sorted(run.decode() for run in await self._link.ask("SMEMBERS", runs_key(dead))):
-            self._claimed.add(run_id)  # before the answer, which may be lost
             keys = [run_key(run_id), runs_key(dead), runs_key(self.worker)]
-            if await self._link.ask(*CLAIM.call(keys, dead, self.worker, run_id)):
-                await self._end(run_id)
-            self._claimed.discard(run_id)
+            try:
+                is_heir = await self._link.ask(*CLAIM.call(keys, dead, self.worker, run_id))
+            except BaseException:
+                self._claimed.add(run_id)  # for all that is known
+                raise
+            if is_heir:
+                self._claimed.add(run_id)
+                self._any_claimed.set()
 
     async def _end_claimed(self) -> None:
-        for run_id in sorted(self._claimed):
-            await self._end(run_id)
-            self._claimed.discard(run_id)
+        while True:
+            self._any_claimed = trio.Event()
+            for run_id in sorted(self._claimed):
+                await self._end(run_id)
+                self._claimed.discard(run_id)
+            if not self._claimed:
+                await self._any_claimed.wait()
 
     async def _end(self, run_id: str) -> None:
-        """Write the end of a run that is this worker's by now; nothing if it is not, or has ended."""
-        batched = bool(await self._link.ask("HEXISTS", run_key(run_id), BATCH))
-        lost = msgspec.json.encode(Error("worker_lost", _LOST_BATCH_TEXT) if batched else await self._lost(run_id))
-        keys = [events_key(run_id), run_key(run_id), runs_key(self.worker)]
-        end = END_LOST.call(keys, self.worker, run_id, LOST_SEQ, lost, self._limits.retention_milliseconds)
-        if not await self._link.ask(*end):
+        """Write the end of a run, or a batch, that is this worker's by now; nothing if it is not, or has ended."""
+        *facts, batch = await self._link.ask("HMGET", run_key(run_id), "worker", "status", BATCH)
+        if facts != [self.worker.encode(), b"running"]:
             return
-        if batched:
-            _logger.warning("batch.worker_lost", batch_id=run_id)
-        else:
+        if batch is not None:
+            if await self._end_in_redis(run_id, _lost_alone(Error("worker_lost", _LOST_BATCH_TEXT))):
+                _logger.warning("batch.worker_lost", batch_id=run_id)
+            return
+        known = await self._known(run_id)
+        try:
+            ending = await self._settled(run_id, known) or _lost_alone(_lost(known))
+        except (StoreUnavailableError, trio.TooSlowError) as error:
+            _logger.warning("run.end_not_kept", run_id=run_id, reason=str(error) or "too slow")
+            ending = _lost_alone(_lost(known), UNSETTLED_SEQ)
+            self._unsettled.add(run_id)
+            self._any_unsettled.set()
+        if await self._end_in_redis(run_id, ending):
             _logger.warning("run.worker_lost", run_id=run_id)
-            if self.on_run_lost is not None:
-                await self.on_run_lost(run_id)
+        else:
+            self._unsettled.discard(run_id)
 
-    async def _lost(self, run_id: str) -> Error:
-        text: list[str] = []
-        usage = None
-        for _, (_, event_json) in await self._link.ask("XRANGE", events_key(run_id), "-", "+"):
-            match decode_event(event_json):
-                case TextDelta(content):
-                    text.append(content)
-                case UsageUpdate(reported):
-                    usage = reported
-        return Error("worker_lost", _LOST_TEXT, "".join(text), usage)
+    async def _end_in_redis(self, run_id: str, ending: Ending) -> bool:
+        keys = [events_key(run_id), run_key(run_id), runs_key(self.worker)]
+        facts = msgspec.json.encode([text for fact in ending.facts.items() for text in fact])
+        events = [part for numbered in ending.missing for part in numbered]
+        live = self._limits.retention_milliseconds
+        return bool(await self._link.ask(*END_LOST.call(keys, self.worker, run_id, live, facts, *events)))
+
+    async def _known(self, run_id: str) -> list[tuple[int, str]]:
+        entries = await self._link.ask("XRANGE", events_key(run_id), "-", "+")
+        return [(int(entry_id.partition(b"-")[0]), event.decode()) for entry_id, (_, event) in entries]
+
+    async def _settled(self, run_id: str, known: KnownEvents) -> Ending | None:
+        """What the store says. Once it did not answer, it is asked once for each run, until it does.
+
+        Raises:
+            StoreUnavailableError, trio.TooSlowError: it does not answer.
+        """
+        if self.settle is None:
+            return None
+        give_up_at = trio.current_time() + SETTLE_SECONDS if self._store_answers else -inf
+        while True:
+            try:
+                with trio.fail_after(SETTLE_SECONDS):
+                    ending = await self.settle(run_id, known)
+            except (StoreUnavailableError, trio.TooSlowError):
+                if trio.current_time() >= give_up_at:
+                    self._store_answers = False
+                    raise
+                await trio.sleep(SETTLE_AGAIN_SECONDS)
+            else:
+                self._store_answers = True
+                return ending
+
+    async def _settle_late(self) -> None:
+        """Have the store keep the ends that it could not be asked about, for as long as Redis has them."""
+        while True:
+            self._any_unsettled = trio.Event()
+            for run_id in sorted(self._unsettled - self._claimed):
+                known = await self._known(run_id)
+                with suppress(StoreUnavailableError, trio.TooSlowError):
+                    if known and known[-1][0] == UNSETTLED_SEQ:
+                        await self._settled(run_id, known)
+                    self._unsettled.discard(run_id)
+            if not self._unsettled:
+                await self._any_unsettled.wait()
+            await trio.sleep(SETTLE_LATER_SECONDS)
+
+
+def _lost(known: KnownEvents) -> Error:
+    """How a run ends of which the store says nothing: with what Redis has."""
+    text: list[str] = []
+    usage = None
+    for _, event_json in known:
+        match decode_event(event_json.encode()):
+            case TextDelta(content):
+                text.append(content)
+            case UsageUpdate(reported):
+                usage = reported
+    return Error("worker_lost", LOST_TEXT, "".join(text), usage)
+
+
+def _lost_alone(end: Error, seq: int = LOST_SEQ) -> Ending:
+    return Ending([(seq, msgspec.json.encode(end).decode())], {"status": "error"})

@@ -16,11 +16,12 @@ from typing import Any
 import msgspec
 import trio
 
-from engine import Error, LogEntry, Metadata
+from engine import LogEntry, Metadata
 from engine.events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, frame_of
 from engine.log import EventLog
 
 from .batch_log import BatchComplete, decode_batched
+from .store.run_events import RESERVED_SEQ
 
 OUTAGE_SECONDS = 15.0
 """How long readers wait for Redis to come back; then their transport breaks, and they come back themselves."""
@@ -82,7 +83,7 @@ class RemoteLog:
         if self.ended or seq <= self.last_seq:
             return
         event = self._decode(event_json)
-        if seq != self.last_seq + 1 and not (isinstance(event, Error) and event.code == "worker_lost"):
+        if seq != self.last_seq + 1 and not (seq >= RESERVED_SEQ and isinstance(event, TERMINAL_EVENT_TYPES)):
             self.break_off()  # Redis has lost what was between
             return
         entry = LogEntry(seq, event, frame_of(self.run_id, seq, event_json))

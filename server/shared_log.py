@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ import trio
 from engine import Run, RunSupervisor
 
 from .batch_log import Batch
-from .leases import Leases
+from .leases import Leases, Settle
 from .redis_link import LONGEST_PAUSE_SECONDS, Command, Link, RedisAwayError, RedisLink
 from .remote_log import RemoteLog, RemoteLogs
 from .remote_readers import ReadElsewhere, RemoteReaders
@@ -109,9 +109,9 @@ class SharedLog:
             nursery.start_soon(self.uploads.drop_ended)
             await self._reading_link.run(self._read)
 
-    def tell_lost(self, listener: Callable[[str], Awaitable[None]]) -> None:
-        """Have it called with the id of each run that this worker ends for a dead one; it must not raise."""
-        self._leases.on_run_lost = listener
+    def settle_with(self, settle: Settle) -> None:
+        """Have the ends of runs that this worker ends for dead ones kept by the store (``Leases.settle``)."""
+        self._leases.settle = settle
 
     async def wait_available(self) -> None:
         """Until Redis is there, and knows this worker."""
@@ -357,6 +357,7 @@ class SharedLog:
 
     def _end_lost(self, run: Run) -> None:
         run.fail("worker_lost", "this worker was taken for dead")
+        self._supervisor.forget(run)  # how it ended is what its heir says, here too
 
     def _new_name(self) -> str:
         return f"{self._worker_id}.{secrets.token_urlsafe(9)}"

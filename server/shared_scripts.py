@@ -118,14 +118,17 @@ return 1
 """)
 
 END_LOST = Script("""
--- keys: events, run, the heir's runs; arguments: heir, run id, number, event, milliseconds to live after it
+-- keys: events, run, the heir's runs; arguments: heir, run id, milliseconds to live after it, fields and values of the
+-- end as JSON, then numbers and events: those that are missing here, the end last
 redis.call('SREM', KEYS[3], ARGV[2])
 local worker, status = unpack(redis.call('HMGET', KEYS[2], 'worker', 'status'))
 if worker ~= ARGV[1] or status ~= 'running' then return 0 end
-redis.call('XADD', KEYS[1], ARGV[3] .. '-0', 'e', ARGV[4])
-redis.call('HSET', KEYS[2], 'status', 'error')
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+for i = 5, #ARGV, 2 do
+  redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'e', ARGV[i + 1])
+end
+redis.call('HSET', KEYS[2], unpack(cjson.decode(ARGV[4])))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 """)
 

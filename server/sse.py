@@ -131,7 +131,8 @@ def requested_cursor(request: Request, log: EventLog) -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
 
     Raises:
-        ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ.
+        ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ;
+            422 for an ``after`` that is there twice.
     """
     cursor = cursor_of(request, log.run_id)
     if cursor > highest_cursor(log):
@@ -143,9 +144,12 @@ def cursor_of(request: Request, run_id: str) -> int:
     """As ``requested_cursor``, for a run that may be anywhere."""
     event_ids = request.headers.getlist("Last-Event-ID")
     cursors = {_number_of_event(event_id, run_id) for event_id in event_ids if event_id}
-    cursors |= {sequence_number(text) for text in request.args.getlist("after")}
+    after = request.args.getlist("after")
+    cursors |= {sequence_number(text) for text in after}
     if len(cursors) > 1:
         raise bad_cursor("the request has two cursors that differ")
+    if len(after) > 1:
+        raise there_twice("after")
     return cursors.pop() if cursors else 0
 
 
@@ -160,11 +164,16 @@ def sequence_number(text: str) -> int:
     """The number of an event.
 
     Raises:
-        ApiError: 400, it is none.
+        ApiError: 400, it is none, or not as we write it: without leading zeros.
     """
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+    if not (text.isascii() and text.isdigit() and len(text) <= 12) or (text[0] == "0" and len(text) > 1):
         raise bad_cursor("the cursor is no event number")
     return int(text)
+
+
+def there_twice(name: str) -> ApiError:
+    """422 for a parameter that is in the query twice."""
+    return ApiError(422, "VALIDATION_ERROR", f"the parameter {name!r} is there twice", {"field": name})
 
 
 def bad_cursor(message: str) -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, delete, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, select, update
 
 from .schema import idempotency_keys, run_events, runs
 
@@ -29,6 +29,26 @@ _INSERT = {
 """Straight to the driver: one row for each event of every run, and through SQLAlchemy each costs 1.5 µs more."""
 
 
+_PROGRESS = (
+    update(runs)
+    .where(runs.c.run_id == bindparam("of"), runs.c.status == "running")
+    .values({name: bindparam(f"new_{name}") for name in ("elapsed_ms", "ttfb_ms", "input_tokens")})
+)
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the row of a run under way says of it, for who has to end it in its process's stead.
+
+    Attributes:
+        elapsed_ms, ttfb_ms: as its end would tell them now.
+        input_tokens: what the model was sent so far; None before the first request.
+    """
+
+    elapsed_ms: float
+    ttfb_ms: float | None
+    input_tokens: int | None
+
+
 class NewEvents(msgspec.Struct, frozen=True):
     """What is new of one run.
 
@@ -36,29 +56,43 @@ class NewEvents(msgspec.Struct, frozen=True):
         events: numbers with their JSON, in order.
         terminal_seq: the number of the terminal event, if that is among them.
         memory_updates: how often the run changed what is remembered; of an ended run.
+        progress: how far a run under way has come.
     """
 
     run_id: str
     events: Sequence[tuple[int, str]]
     terminal_seq: int | None = None
     memory_updates: int = 0
+    progress: Progress | None = None
 
 
 def add_events(c: Connection, batch: Iterable[NewEvents]) -> int:
     """Keep the events, each once however often they are added; how many rows were asked for.
 
-    A run that has no row, or whose events were dropped, is left out.
+    A run that has no row, whose events were dropped, or have their end, is left out: nothing comes after an end, also
+    if a process that was taken for dead goes on.
     """
     news = list(batch)
     kept = _kept(c, [new.run_id for new in news])
     rows = [(new.run_id, seq, event) for new in news if new.run_id in kept for seq, event in new.events]
     if rows:
         c.exec_driver_sql(_INSERT[c.dialect.name], rows)
+    _note_progress(c, [new for new in news if new.run_id in kept])
     for new in news:
         if new.terminal_seq is not None and new.run_id in kept:
             ended = update(runs).where(runs.c.run_id == new.run_id, runs.c.terminal_seq.is_(None))
             c.execute(ended.values(terminal_seq=new.terminal_seq, memory_updates=new.memory_updates))
     return len(rows)
+
+
+def _note_progress(c: Connection, news: Iterable[NewEvents]) -> None:
+    come = [
+        {"of": new.run_id} | {f"new_{name}": value for name, value in msgspec.structs.asdict(new.progress).items()}
+        for new in news
+        if new.progress is not None
+    ]
+    if come:
+        c.execute(_PROGRESS, come)
 
 
 def page_of_events(c: Connection, run_id: str, after: int) -> list[tuple[int, str]]:
@@ -73,6 +107,17 @@ def page_of_events(c: Connection, run_id: str, after: int) -> list[tuple[int, st
             break
         page.append((seq, event))
     return page
+
+
+def last_seq_of(c: Connection, run_id: str) -> int:
+    """The number of the newest event that is kept; 0 without any."""
+    newest = select(func.max(run_events.c.seq)).where(run_events.c.run_id == run_id)
+    return c.execute(newest).scalar_one() or 0
+
+
+def terminal_seq_of(c: Connection, run_id: str) -> int | None:
+    """The number of the run's terminal event, if the store has it, and all before it."""
+    return c.execute(select(runs.c.terminal_seq).where(runs.c.run_id == run_id)).scalar_one_or_none()
 
 
 def event_of(c: Connection, run_id: str, seq: int) -> str | None:
@@ -109,11 +154,11 @@ def sweep_events(c: Connection, before: str) -> int:
 
 
 def _kept(c: Connection, run_ids: Sequence[str]) -> set[str]:
-    """Those of the runs that are there and whose events are kept."""
+    """Those of the runs that are there, whose events are kept and have no end; nobody else ends them meanwhile."""
     kept: set[str] = set()
     for start in range(0, len(run_ids), PAGE_EVENTS):  # SQLite takes some thousand parameters at most
         some = run_ids[start : start + PAGE_EVENTS]
-        kept.update(
-            c.execute(select(runs.c.run_id).where(runs.c.run_id.in_(some), runs.c.reserved_seq.is_not(None))).scalars()
-        )
+        open_ones = (runs.c.run_id.in_(some), runs.c.reserved_seq.is_not(None), runs.c.terminal_seq.is_(None))
+        held = select(runs.c.run_id).where(*open_ones).order_by(runs.c.run_id).with_for_update(key_share=True)
+        kept.update(c.execute(held).scalars())
     return kept

@@ -50,7 +50,7 @@ async def test_a_dead_workers_run_ends_with_one_error(redis_server: RedisServer)
         entries = await read_to_end(remote.log)
         assert frames(entries[:-1]) == frames(before)
         assert entries[-1].seq == LOST_SEQ
-        assert entries[-1].event == Error("worker_lost", "the worker of this run is gone", "half an answer")
+        assert entries[-1].event == Error("worker_lost", "the worker that was answering died", "half an answer")
         assert remote.view().status == "error"
         assert await read_to_end(remote.log, LOST_SEQ) == []
         # who has read more from the worker itself than Redis ever got

@@ -232,7 +232,9 @@ scripts = st.one_of(
     st.builds(lambda w, b: BURY.call([WORKERS, grave_key(w)], w, str(b), LIVE), workers, st.integers(1, 3)),
     st.builds(lambda d, h, r: CLAIM.call([run_key(r), runs_key(d), runs_key(h)], d, h, r), workers, workers, runs),
     st.builds(
-        lambda w, r: END_LOST.call([events_key(r), run_key(r), runs_key(w)], w, r, 99, "{}", LIVE), workers, runs
+        lambda w, r: END_LOST.call([events_key(r), run_key(r), runs_key(w)], w, r, LIVE, ENDED, 98, "{}", 99, "{}"),
+        workers,
+        runs,
     ),
     st.builds(lambda w: LEAVE.call([WORKERS, runs_key(w), inbox_key(w)], w), workers),
     st.builds(lambda r: FORGET.call([events_key(r), run_key(r)], LIVE, LIVE), runs),

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from engine import Error, GenerationComplete, Usage
-from engine.events import AgentStarted, Event, TerminalEvent, TextDelta, UsageUpdate
+from engine.events import AgentStarted, Event, TerminalEvent, TextDelta, ToolCallDelta, ToolCallStart, UsageUpdate
 from server.store.database import Database
 from server.store.history import delete_session, list_messages
 from server.store.idempotency import KeyClaim, claim_key, find_claim, release_key
@@ -17,11 +17,13 @@ from server.store.run_events import (
     RESERVED_SEQ,
     SWEPT_RUNS,
     NewEvents,
+    Progress,
     add_events,
     event_of,
     forget_events,
     page_of_events,
     sweep_events,
+    terminal_seq_of,
 )
 from server.store.turns import begin_run, begin_turn, find_run, save_turn
 from tests.server.store.scene import SCOPE, answer, at, have_turn, said, turn
@@ -122,11 +124,124 @@ async def test_a_run_of_a_dead_process_ends_once_with_what_it_had_said(database:
 async def test_usage_that_the_vendor_told_stands(database: Database) -> None:
     await begin(database, "left")
     await database.write(add_events, [news("left", UsageUpdate(Usage(70, 30)), delta("Hello"))])
-    assert await database.write(end_run, "left", "worker_lost", at(9))
-    assert not await database.write(end_run, "left", "interrupted", at(9))
+    ending = await database.write(end_run, "left", "worker_lost", at(9))
+    assert ending is not None
+    assert await database.write(end_run, "left", "interrupted", at(9)) == ending
     terminal = await terminal_of(database, "left")
     assert isinstance(terminal, Error)
     assert (terminal.code, terminal.usage) == ("worker_lost", Usage(70, 30))
+
+
+def numbered(*events: Event, first: int = 1) -> list[tuple[int, str]]:
+    """As somebody else has them."""
+    return list(news("", *events, first=first).events)
+
+
+async def end_lost(database: Database, known: list[tuple[int, str]], run_id: str = "left") -> list[tuple[int, str]]:
+    """What the store has of the run beyond what is known, after it has ended it."""
+    ending = await database.write(end_run, run_id, "worker_lost", at(9), known)
+    assert ending is not None
+    return list(ending.missing)
+
+
+async def test_the_store_gets_what_it_lacks_of_a_lost_run_and_the_same_end(database: Database) -> None:
+    await begin(database, "left")
+    whole = numbered(delta("Hel"), delta("lo"), delta(" you"))
+    await database.write(add_events, [NewEvents("left", whole[:1])])
+    ((seq, end),) = await end_lost(database, whole)
+    assert seq == LAST
+    assert await read_all(database, "left") == [*whole, (LAST, end)]
+    terminal = await terminal_of(database, "left")
+    assert (terminal.response, msgspec.json.encode(terminal).decode()) == ("Hello you", end)
+    run = await database.read(find_run, "left")
+    assert run is not None
+    assert run.response == "Hello you"
+    assert await end_lost(database, whole) == [(LAST, end)], "another heir gets the same"
+    assert await end_lost(database, [*whole, (LAST, end)]) == []
+
+
+async def test_who_ends_a_lost_run_gets_what_only_the_store_has(database: Database) -> None:
+    await begin(database, "left")
+    whole = numbered(delta("Hel"), delta("lo"))
+    await database.write(add_events, [NewEvents("left", whole)])
+    *more, (seq, _) = await end_lost(database, whole[:1])
+    assert (more, seq) == (whole[1:], LAST)
+    assert (await terminal_of(database, "left")).response == "Hello"
+
+
+async def test_a_lost_run_that_has_ended_in_the_store_keeps_that_end(database: Database) -> None:
+    await have_turn(database, "done", "question")
+    whole = numbered(delta("ok"), GenerationComplete("ok", 1, 5.0, 2.0, None))
+    await database.write(add_events, [NewEvents("done", whole, 2)])
+    assert await end_lost(database, whole[:1], "done") == whole[1:]
+    assert await read_all(database, "done") == whole
+
+
+async def test_an_end_that_was_told_while_the_store_was_away_becomes_its_own(database: Database) -> None:
+    """Events that only the store has came too late: who read the run to its end has not seen them."""
+    await begin(database, "left")
+    whole = numbered(delta("Hel"), delta("lo"), delta(" never"))
+    await database.write(add_events, [NewEvents("left", whole)])
+    end = (RESERVED_SEQ, msgspec.json.encode(Error("worker_lost", "gone", "Hello", Usage(3, 2))).decode())
+    assert await end_lost(database, [*whole[:2], end]) == []
+    assert await read_all(database, "left") == [*whole[:2], end]
+    assert await database.read(terminal_seq_of, "left") == RESERVED_SEQ
+    assert await database.write(interrupt_runs, at(10)) == 0
+    run = await database.read(find_run, "left")
+    assert run is not None
+    assert (run.status, run.error_code, run.response, run.usage) == ("error", "worker_lost", "Hello", Usage(3, 2))
+
+
+async def test_of_a_run_that_was_forgotten_there_is_no_end(database: Database) -> None:
+    await begin(database, "left")
+    await database.write(forget_events, "left")
+    for run_id in ("left", "unknown"):
+        assert await database.write(end_run, run_id, "worker_lost", at(9), numbered(delta("Hel"))) is None
+    assert await read_all(database, "left") == []
+
+
+async def test_a_process_that_was_taken_for_dead_adds_nothing_after_the_end(database: Database) -> None:
+    await begin(database, "left")
+    await database.write(add_events, [news("left", delta("Hel"))])
+    await end_lost(database, numbered(delta("Hel")))
+    ended = await read_all(database, "left")
+    late = news("left", delta("lo"), Error("worker_lost", "I was taken for dead"), first=2, terminal=True)
+    assert await database.write(add_events, [late]) == 0
+    assert await read_all(database, "left") == ended
+    assert await database.read(terminal_seq_of, "left") == LAST
+
+
+@pytest.mark.parametrize(
+    ("events", "sent", "used"),
+    [
+        ((), 61, Usage(61, 0, estimated=True)),
+        ((delta("Hello"),), 61, Usage(61, 2, estimated=True)),
+        ((ToolCallStart("c", "tool", "s"), ToolCallDelta("c", '{"a":1}', "s")), 61, Usage(61, 3, estimated=True)),
+        ((UsageUpdate(Usage(70, 30)), delta("Hello")), 70, Usage(70, 30)),
+        ((UsageUpdate(Usage(70, 30)), delta("Hello")), 150, Usage(150, 30, estimated=True)),  # a second step
+    ],
+    ids=["sent", "text", "call", "reported", "second-step"],
+)
+async def test_an_interrupted_run_tells_what_was_sent_and_how_long_it_took(
+    events: tuple[Event, ...], sent: int, used: Usage, database: Database
+) -> None:
+    await begin(database, "left")
+    for progress in (Progress(100.5, None, None), Progress(900.25, 300.5, sent)):
+        batch = NewEvents("left", numbered(*events), progress=progress)
+        await database.write(add_events, [batch])
+    assert await database.write(interrupt_runs, at(9)) == 1
+    assert (await terminal_of(database, "left")).usage == used
+    run = await database.read(find_run, "left")
+    assert run is not None
+    assert (run.usage, run.elapsed_ms, run.ttfb_ms) == (used, 900.25, 300.5)
+
+
+async def test_a_report_that_only_others_know_is_newer_than_what_the_row_says(database: Database) -> None:
+    await begin(database, "left")
+    known = numbered(delta("Hello"), UsageUpdate(Usage(70, 30)))
+    await database.write(add_events, [NewEvents("left", known[:1], progress=Progress(1.0, 1.0, 61))])
+    await end_lost(database, known)
+    assert (await terminal_of(database, "left")).usage == Usage(70, 30)
 
 
 async def test_a_run_of_which_nothing_was_kept_ends_too(database: Database) -> None:
