@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 import structlog
-from quart import Response
+from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from .refusals import RefusalLog
+
+_MIB = 2**20
 
 RETRY_AFTER_SECONDS = 5
 
@@ -77,9 +79,23 @@ def json_response(payload: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def install_error_handlers(app: QuartTrio) -> None:
-    """Make every error of the app's an answer in our shape, bugs too."""
+    """Make every error of the app's an answer in our shape and our words, bugs too."""
+    words = {
+        400: "the request is malformed",
+        404: "there is nothing at this path",
+        408: f"the body took over {app.config['BODY_TIMEOUT']:g} s",
+        413: f"the body is over {app.config['MAX_CONTENT_LENGTH'] / _MIB:g} MiB",
+    }
+
+    async def answer_http_exception(error: HTTPException) -> Response:
+        status = error.code or 500
+        code = _CODES.get(status) or error.name.upper().replace(" ", "_").replace("'", "")
+        if isinstance(error, MethodNotAllowed):
+            return await _answer_api_error(_wrong_method(error))
+        return await _answer_api_error(ApiError(status, code, words.get(status, str(error.description))))
+
     app.register_error_handler(ApiError, _answer_api_error)
-    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(HTTPException, answer_http_exception)
     app.register_error_handler(Exception, _answer_bug)
 
 
@@ -89,11 +105,10 @@ async def _answer_api_error(error: ApiError) -> Response:
     return json_response(refusal, error.status, error.headers)
 
 
-async def _answer_http_exception(error: HTTPException) -> Response:
-    status = error.code or 500
-    code = _CODES.get(status) or error.name.upper().replace(" ", "_").replace("'", "")
-    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-    return await _answer_api_error(ApiError(status, code, str(error.description), headers=headers))
+def _wrong_method(error: MethodNotAllowed) -> ApiError:
+    allowed = ", ".join(sorted(error.valid_methods or ()))
+    message = f"this path does not take {request.method[:100]}; it takes {allowed}"
+    return ApiError(405, "METHOD_NOT_ALLOWED", message, headers={"Allow": allowed})
 
 
 async def _answer_bug(error: Exception) -> Response:

@@ -11,7 +11,7 @@ from . import api_agents, api_batch, api_caller, api_chat, api_health, api_histo
 from .docs_page import HEADERS, render
 from .errors import json_response
 from .openapi import describe
-from .routing import Call, Route, Special
+from .routing import Call, Reply, Route, Special
 
 
 @cache
@@ -31,6 +31,11 @@ async def get_docs(call: Call[None, None]) -> Response:
     return Response(page, content_type="text/html; charset=utf-8", headers=HEADERS)
 
 
+async def show_docs(_: Call[None, None]) -> Reply:
+    """The way to the page, for who has only the server's address."""
+    return Reply(None, {"Location": "/docs"})
+
+
 async def _is_keyed(call: Call[None, None]) -> bool:
     gatekeeper = call.services.gatekeeper
     return gatekeeper is not None and await gatekeeper.is_keyed()
@@ -46,6 +51,16 @@ ROUTES: tuple[Route, ...] = (
     *api_memory.ROUTES,
     *api_caller.ROUTES,
     *api_health.ROUTES,
+    Route(
+        method="GET",
+        path="/",
+        handler=show_docs,
+        summary="The way to this description's page",
+        tag="Server",
+        status=302,
+        answer_headers={"Location": "Where the page is."},
+        open=True,
+    ),
     Route(
         method="GET",
         path="/openapi.json",

@@ -191,6 +191,7 @@ async def test_a_body_that_is_declared_too_large_is_413_before_it_is_read(autoju
         head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: lumos\r\nContent-Type: application/json\r\n"
         answer = await client.ask(f"{head}Content-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode())
         assert_refused(answer, 413, "PAYLOAD_TOO_LARGE")
+        assert answer.json()["message"] == "the body is over 1 MiB"
         assert answer.headers["connection"] == "close"
         assert await client.read_to_end() == b""
         assert trio.current_time() == 0
@@ -263,7 +264,9 @@ async def test_a_slow_body_is_408_after_its_time(bytes_a_second: int, autojump_c
                 await client.stream.send_all(request[at : at + 1])
 
         world.nursery.start_soon(drip)
-        assert_refused(await client.ask(request[:sent]), 408, "REQUEST_TIMEOUT")
+        answer = await client.ask(request[:sent])
+        assert_refused(answer, 408, "REQUEST_TIMEOUT")
+        assert answer.json()["message"] == "the body took over 20 s"
         assert trio.current_time() == BODY_SECONDS
         assert await client.read_to_end() == b""
 
@@ -338,6 +341,8 @@ async def test_a_wrong_method_is_405_and_tells_the_right_ones(
             assert (response.status_code, response.content) == (405, b"")
         else:
             assert_refused(response, 405, "METHOD_NOT_ALLOWED")
+            taken = ", ".join(sorted(allowed))
+            assert response.json()["message"] == f"this path does not take {method}; it takes {taken}"
 
 
 @pytest.mark.parametrize(
@@ -348,7 +353,9 @@ async def test_a_wrong_method_is_405_and_tells_the_right_ones(
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_404(method: str, path: str, autojump_clock: MockClock) -> None:
     async with world_that_starts_no_run() as world:
-        assert_refused(await world.client.request(method, BASE + path), 404, "NOT_FOUND")
+        response = await world.client.request(method, BASE + path)
+        assert_refused(response, 404, "NOT_FOUND")
+        assert response.json()["message"] == "there is nothing at this path"
 
 
 @pytest.mark.parametrize(
@@ -360,8 +367,6 @@ async def test_an_unknown_path_is_404(method: str, path: str, autojump_clock: Mo
         "#x",
         "x",
         "lumos:80",
-        "http://lumos",
-        "http://lumos?x",
         "http://[",
         "http://lumos/nothing",
         "/%",
@@ -398,7 +403,8 @@ async def test_a_host_that_can_be_is_served(host: str, autojump_clock: MockClock
 
 async def test_a_full_url_as_target_is_the_path_in_it(autojump_clock: MockClock) -> None:
     async with world_that_starts_no_run() as world, raw_client(world) as client:
-        assert (await client.ask(request_bytes("GET", "http://lumos/health/live"))).status == 200
+        for target, status in (("http://lumos/health/live", 200), ("http://lumos", 302), ("http://lumos?x", 422)):
+            assert (await client.ask(request_bytes("GET", target))).status == status
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,16 @@ async def test_the_page_shows_every_route_and_needs_nothing_from_elsewhere(autoj
         assert f"curl -N '{BASE}/api/v1/agents/demo/chat/lumosai/stream'" in shown
 
 
+async def test_who_asks_for_nothing_is_shown_the_page(autojump_clock: MockClock) -> None:
+    async with open_keeping_world() as world:
+        await world.add_key("acme", "ada")
+        response = await world.client.get(f"{BASE}/")
+        assert (response.status_code, response.headers["Location"], response.content) == (302, "/docs", b"")
+        assert (
+            (await world.client.get(f"{BASE}/", follow_redirects=True)).headers["Content-Type"].startswith("text/html")
+        )
+
+
 async def test_a_curl_line_of_the_page_works(autojump_clock: MockClock) -> None:
     async with open_keeping_world() as world:
         page = (await world.client.get(f"{BASE}/docs")).text
