@@ -42,6 +42,13 @@ def seconds(value: str | float) -> float:
     raise click.BadParameter(f"{value!r} is not a number of seconds, 0 or more")
 
 
+def days(value: str | float) -> float:
+    """As ``seconds``, of days."""
+    with suppress(click.BadParameter):
+        return seconds(value)
+    raise click.BadParameter(f"{value!r} is not a number of days, 0 or more")
+
+
 def address(value: str) -> str:
     """An address to listen on, as click wants the type of an option. An empty one would be every address there is."""
     if value.strip():
@@ -79,7 +86,14 @@ def main() -> None:
     help="How long a run goes on without a reader.",
 )
 @option("--retention", default=600.0, show_default=True, type=seconds, help="How long ended runs stay in memory.")
-@option("--keep-runs", default=30.0, show_default=True, type=seconds, help="Days that the store keeps runs' events.")
+@option(
+    "--keep-runs",
+    default=30.0,
+    show_default=True,
+    type=days,
+    metavar="DAYS",
+    help="How long the store keeps runs' events.",
+)
 @option("--drain", default=30.0, show_default=True, type=seconds, help="How long streams go on after SIGTERM.")
 @database_option
 @option("--cors-origin", multiple=True, help="Origin whose pages may use the server; * for all. May be repeated.")

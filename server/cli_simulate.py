@@ -37,7 +37,7 @@ def simulate(
     failures: int,
     jobs: int | None,
 ) -> None:
-    """Simulate whole systems from seeds: clients, the server, model servers, and what befalls them.
+    """Simulate whole systems from seeds, with all that befalls them.
 
     Exits with 1 if anything was violated that is to hold in every world.
     """

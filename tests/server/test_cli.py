@@ -108,6 +108,11 @@ def test_every_option_is_an_environment_variable_and_explained(words: tuple[str,
     assert f"env var: {variable}" in help_text
 
 
+def test_what_is_counted_in_days_says_so() -> None:
+    shown = " ".join(lumos("serve", "--help").stdout.split())
+    assert "--keep-runs DAYS How long the store keeps runs' events." in shown
+
+
 def test_serve_has_its_defaults(served: Served) -> None:
     assert lumos("serve", env={"LUMOS_AGENTS": None, "LUMOS_DATABASE_URL": None}).exit_code == 0
     assert served.settings == ServerSettings()
