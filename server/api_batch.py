@@ -68,7 +68,7 @@ def _events(call: Call[Any, Any], batch: BatchHandle) -> Response:
     log = batch.log
     if log is None:
         raise gone(batch)
-    cursor = requested_cursor(call.request, log)
+    cursor = requested_cursor(call.request, log, "batch")
     if log.ended and cursor == log.last_seq:
         return Response(b"", status=204, headers={"Cache-Control": "no-store", **_headers(batch.batch_id)})
     body = b"" if call.request.method == "HEAD" else EventStreamBody(log, cursor)

@@ -59,7 +59,7 @@ async def stop_run(call: Call[None, None]) -> RunView:
 
 
 async def forget_run(call: Call[None, None]) -> None:
-    """Stop the run, drop its events, and its answer in the store; what was said stays in its session."""
+    """Stop the run, drop its events and the response that the store keeps; what was said stays in its session."""
     try:
         run = await find_run_or_state(call)
         await run.forget()
@@ -90,7 +90,7 @@ ROUTES = (
         method="DELETE",
         path=_PATH,
         handler=forget_run,
-        summary="Stop a run and forget its events and its answer",
+        summary="Stop a run and drop its events and the kept response; its session keeps what was said",
         tag="Runs",
         status=204,
     ),

@@ -127,23 +127,25 @@ def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict
     return response
 
 
-def requested_cursor(request: Request, log: EventLog) -> int:
+def requested_cursor(request: Request, log: EventLog, what: str = "run") -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
+
+    ``what`` the log is of, refusals say.
 
     Raises:
         ApiError: 400 for a cursor that is malformed, of another run or ahead of the log, and for cursors that differ;
             422 for an ``after`` that is there twice.
     """
-    cursor = cursor_of(request, log.run_id)
+    cursor = cursor_of(request, log.run_id, what)
     if cursor > highest_cursor(log):
-        raise bad_cursor(f"the cursor {cursor} is ahead of the run, which is at {log.last_seq}")
+        raise bad_cursor(f"the cursor {cursor} is ahead of the {what}, which is at {log.last_seq}")
     return cursor
 
 
-def cursor_of(request: Request, run_id: str) -> int:
+def cursor_of(request: Request, run_id: str, what: str = "run") -> int:
     """As ``requested_cursor``, for a run that may be anywhere."""
     event_ids = request.headers.getlist("Last-Event-ID")
-    cursors = {_number_of_event(event_id, run_id) for event_id in event_ids if event_id}
+    cursors = {_number_of_event(event_id, run_id, what) for event_id in event_ids if event_id}
     after = request.args.getlist("after")
     cursors |= {sequence_number(text) for text in after}
     if len(cursors) > 1:
@@ -153,10 +155,10 @@ def cursor_of(request: Request, run_id: str) -> int:
     return cursors.pop() if cursors else 0
 
 
-def _number_of_event(event_id: str, run_id: str) -> int:
+def _number_of_event(event_id: str, run_id: str, what: str) -> int:
     of_run, _, seq = event_id.rpartition(".")
     if of_run != run_id:
-        raise bad_cursor("Last-Event-ID is not an event of this run")
+        raise bad_cursor(f"Last-Event-ID is not an event of this {what}")
     return sequence_number(seq)
 
 

@@ -210,6 +210,7 @@ async def test_a_cursor_that_cannot_be_is_refused(cursor: str, autojump_clock: M
         headers = {name: value.format(batch_id=reader.batch_id) for name, value in headers.items()}
         response = await world.client.get(f"{BATCH}/{reader.batch_id}/events", params=query, headers=headers)
         assert (response.status_code, response.json()["code"]) == (400, "INVALID_CURSOR")
+        assert "run" not in response.json()["message"], "it is a batch's"
 
 
 async def test_a_batch_is_gone_when_a_run_of_it_is(autojump_clock: MockClock) -> None:
