@@ -46,7 +46,7 @@ def write_config(folder: Path, listen: str, app: str, changes: tuple[tuple[str, 
     """The deployed file with these addresses, and the main file around it; the main file's path."""
     text = DEPLOYED.read_text()
     own = (
-        ("/var/cache/nginx/lumos", f"{folder}/cache"),
+        ("/var/cache/nginx-lumos", f"{folder}/cache"),
         ("server 127.0.0.1:8080", f"server {app}"),
         ("listen 80;", f"listen {listen};"),
         *changes,
