@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .memory_streams import ReplyError, Stream, integer, parse_count, parse_xread, take_length
+from .memory_streams import ReplyError, Stream, check_interval, integer, parse_count, parse_xread, take_length
 
 __all__ = ["WRITES", "MemoryStore", "ReplyError", "Status"]
 
@@ -215,11 +215,13 @@ class MemoryStore:
         return 0 if stream is None else stream.trim(length)
 
     def _xrange(self, key: bytes, start: bytes, end: bytes, *count: bytes) -> list[Any]:
+        check_interval(start, end)
         most = parse_count(count)
         stream = self._find(key, Stream)
         return [] if stream is None else stream.between(start, end)[:most]
 
     def _xrevrange(self, key: bytes, end: bytes, start: bytes, *count: bytes) -> list[Any]:
+        check_interval(start, end)
         most = parse_count(count)
         stream = self._find(key, Stream)
         return [] if stream is None else stream.between(start, end)[::-1][:most]

@@ -160,6 +160,14 @@ def _id_of(text: bytes, missing: int) -> EntryId:
     return int(milliseconds), int(sequence) if dash else missing
 
 
+def check_interval(start: bytes, end: bytes) -> None:
+    """Refuse bounds that leave out what nothing is beyond, whether there is a stream or not."""
+    if start[:1] == b"(" and _bound(start, 0) == (LARGEST, LARGEST):
+        raise ReplyError("invalid start ID for the interval")
+    if end[:1] == b"(" and _bound(end, LARGEST) == (0, 0):
+        raise ReplyError("invalid end ID for the interval")
+
+
 def _bound(text: bytes, missing: int) -> EntryId:
     if text == b"-":
         return 0, 0
