@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .memory_streams import ReplyError, Stream, check_interval, integer, parse_count, parse_xread, take_length
+from .memory_streams import ReplyError, Stream, check_interval, integer, new_id, parse_count, parse_xread, take_length
 
 __all__ = ["WRITES", "MemoryStore", "ReplyError", "Status"]
 
@@ -194,6 +194,8 @@ class MemoryStore:
         length = take_length(rest)
         if len(rest) < 3 or len(rest) % 2 == 0:
             raise _wrong_number(b"XADD")
+        if rest[0] != b"*":
+            new_id(rest[0])  # is read before the stream is looked for
         stream = self._find(key, Stream)
         if stream is None and only_there:
             return None

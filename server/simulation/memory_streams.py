@@ -33,9 +33,7 @@ class Stream(Struct):
         Raises:
             ReplyError: there is that id, or a later one.
         """
-        entry_id = _next_id(self.last, now) if name == b"*" else _id_of(name, 0)
-        if entry_id == (0, 0):
-            raise ReplyError("The ID specified in XADD must be greater than 0-0")
+        entry_id = _next_id(self.last, now) if name == b"*" else new_id(name)
         if entry_id <= self.last:
             raise ReplyError("The ID specified in XADD is equal or smaller than the target stream top item")
         self.ids.append(entry_id)
@@ -158,6 +156,14 @@ def _id_of(text: bytes, missing: int) -> EntryId:
     if not milliseconds.isdigit() or not (sequence.isdigit() if dash else True):
         raise ReplyError("Invalid stream ID specified as stream command argument")
     return int(milliseconds), int(sequence) if dash else missing
+
+
+def new_id(name: bytes) -> EntryId:
+    """The id of an entry that is to be added; no stream has 0-0."""
+    entry_id = _id_of(name, 0)
+    if entry_id == (0, 0):
+        raise ReplyError("The ID specified in XADD must be greater than 0-0")
+    return entry_id
 
 
 def check_interval(start: bytes, end: bytes) -> None:
