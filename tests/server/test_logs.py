@@ -226,12 +226,12 @@ async def test_each_turn_of_a_run_is_a_line(autojump_clock: MockClock, lines: li
 
 
 @pytest.mark.parametrize(
-    ("script", "limits", "reason", "tokens"),
+    ("script", "limits", "reason", "tokens", "estimated"),
     [
-        ([(1, ProviderError("upstream.rate_limit", "slow down"))], {}, "error:upstream.rate_limit", 0),
-        ([(1, text("12345678")), (FOREVER, ())], {"deadlines": Deadlines(total=3)}, "error:timeout.total", 2),
-        ([(1, text("12345678")), (FOREVER, ())], {"resume_grace": 0}, "stop:disconnect", 2),
-        ([(1, ZeroDivisionError("a bug"))], {}, "error:internal", 0),
+        ([(1, ProviderError("upstream.rate_limit", "slow down"))], {}, "error:upstream.rate_limit", 0, False),
+        ([(1, text("12345678")), (FOREVER, ())], {"deadlines": Deadlines(total=3)}, "error:timeout.total", 2, True),
+        ([(1, text("12345678")), (FOREVER, ())], {"resume_grace": 0}, "stop:disconnect", 2, True),
+        ([(1, ZeroDivisionError("a bug"))], {}, "error:internal", 0, True),
     ],
 )
 async def test_how_a_run_ended_is_told(
@@ -239,13 +239,14 @@ async def test_how_a_run_ended_is_told(
     limits: dict[str, Any],
     reason: str,
     tokens: int,
+    estimated: bool,
     autojump_clock: MockClock,
     lines: list[Any],
 ) -> None:
     await run_to_its_end((0, (SENT,)), *script, **limits)
     ended = lines[-1]
     assert (ended["event"], ended["reason"], ended["tokens"]) == ("run.ended", reason, tokens)
-    assert ended["tokens_estimated"] is bool(tokens)
+    assert ended["tokens_estimated"] is estimated
 
 
 async def test_a_crash_is_a_line_with_the_bug(autojump_clock: MockClock, lines: list[Any]) -> None:

@@ -140,7 +140,7 @@ keys = hashes | sets | streams | inboxes | st.sampled_from(["string1", "string2"
 ids = st.builds("{}-{}".format, st.integers(0, 6), st.sampled_from([0, 0, 0, 1]))
 starts = st.one_of(ids, st.just("-"), ids.map("({}".format), st.integers(0, 4).map(str))
 ends = st.one_of(ids, st.just("+"), ids.map("({}".format), st.integers(0, 4).map(str))
-counts: st.SearchStrategy[list[Any]] = st.one_of(st.just([]), st.integers(0, 3).map(lambda count: ["COUNT", count]))
+counts: st.SearchStrategy[list[Any]] = st.one_of(st.just([]), st.integers(1, 3).map(lambda count: ["COUNT", count]))
 lengths: st.SearchStrategy[list[Any]] = st.one_of(
     st.just([]),
     st.integers(0, 3).map(lambda length: ["MAXLEN", length]),
@@ -187,7 +187,7 @@ commands = st.one_of(
     _command("XTRIM", streams, lengths.filter(bool)),
     _command("XRANGE", keys, starts, ends, counts),
     _command("XREVRANGE", keys, ends, starts, counts),
-    _command("XREAD", counts.filter(lambda count: count != ["COUNT", 0]), st.just("STREAMS"), streams, ids),
+    _command("XREAD", counts, st.just("STREAMS"), streams, ids),
     _command(
         "XREAD",
         st.just(["BLOCK", 1, "COUNT", 2, "STREAMS", "ev1", "ev2", "in1"]),
