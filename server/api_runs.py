@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 from quart import Response
 
+from engine.events import Error, TerminalEvent
+
 from .edge import RangeView, owners_range
-from .errors import not_found
+from .errors import ApiError
+from .remote_log import RemoteLog
 from .routing import API, STREAM, Call, Route
 from .run_access import events_response, find_run, find_run_or_state, unavailable
 from .run_directory import ElsewhereError, EventsAwayError, GoneError, SourceUnavailableError
@@ -42,7 +45,7 @@ async def get_run_events(call: Call[None, EventsQuery]) -> Response:
     """The run's events from a number on, then live; or those of a range, for good."""
     run = await find_run(call)
     if "until" in call.request.args:
-        return await owners_range(call.request, run.log)
+        return await owners_range(call.request, run.log, call.services.database)
     return events_response(call, run)
 
 
@@ -74,12 +77,23 @@ async def forget_run(call: Call[None, None]) -> None:
 
 
 async def get_run_trace(call: Call[None, None]) -> dict[str, Any]:
-    """The run's spans as a tree."""
-    run_id = (await find_run(call)).run_id
-    tree = None if call.services.traces is None else call.services.traces.as_tree(run_id)
-    if tree is None:
-        raise not_found("trace of run", run_id)
-    return tree
+    """The run's spans as a tree: the worker that ran it keeps them, in memory."""
+    try:
+        run = await find_run_or_state(call)
+        elsewhere = isinstance(run.log, RemoteLog) and not was_lost(run.log.terminal)
+    except EventsAwayError as away:
+        elsewhere = isinstance(away, ElsewhereError)
+    tree = None if call.services.traces is None else call.services.traces.as_tree(call.ids["run_id"])
+    if tree is not None:
+        return tree
+    if elsewhere:
+        raise unavailable("another worker ran it, and has its trace; ask again to come to that one")
+    raise ApiError(410, "GONE", "the run's trace is not kept here, or not any more", {"run_id": call.ids["run_id"]})
+
+
+def was_lost(terminal: TerminalEvent | None) -> bool:
+    """Whether that is the end of a run whose worker died, with all that it had in memory."""
+    return isinstance(terminal, Error) and terminal.code == "worker_lost"
 
 
 _PATH = f"{API}/runs/{{run_id}}"
@@ -129,5 +143,6 @@ ROUTES = (
         summary="Where a run's time went: its spans as a tree",
         tag="Runs",
         answer=dict[str, Any],
+        refusals=(410,),
     ),
 )

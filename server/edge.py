@@ -1,7 +1,8 @@
 """Ranges of an ended run's events: they never change, so caches may keep them.
 
 ``?after=A&until=B`` is the events with numbers in A < n <= B, as server-sent events or as JSON. Only an ended run has
-ranges: the answer to one URL is then the same for ever, with a strong ``ETag`` that is known before the log is read.
+ranges: once its end is in the store, the answer to one URL is the same for ever, with a strong ``ETag`` that is known
+before the log is read. Until then another end may still become the run's, so nothing may keep the answer.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from quart import Request, Response
 from engine.events import Event, MemoryUpdate, Metadata, UsageUpdate, data_of, encode_frame
 from engine.log import EventLog, LogEntry
 
+from .availability import STORE_SECONDS
 from .errors import RETRY_AFTER_SECONDS, ApiError
-from .journal_log import EventsDroppedError
+from .journal_log import EventsDroppedError, JournalLog
 from .remote_log import EventsLostError
 from .sse import STREAM_HEADERS, WatchedBody, in_pieces, requested_cursor, sequence_number, there_twice
+from .store.database import Database
 from .store.errors import StoreUnavailableError
+from .store.run_events import terminal_seq_of
 
 YEAR_SECONDS = 31_536_000
 READ_SECONDS = 5.0
@@ -30,6 +34,8 @@ READ_SECONDS = 5.0
 
 _FORMAT = "1"
 """Part of every ETag: change it with anything that changes a range's bytes."""
+
+_NOT_KEPT = {"Cache-Control": "no-store"}
 
 Representation: TypeAlias = Literal["text/event-stream", "application/json"]
 
@@ -75,8 +81,8 @@ def bearers_of_a_link(expires_at: int) -> Audience:
     return Audience(headers, public=True)
 
 
-async def owners_range(request: Request, log: EventLog) -> Response:
-    """The range that the query names, for who may see the run.
+async def owners_range(request: Request, log: EventLog, database: Database | None) -> Response:
+    """The range that the query names, for who may see the run. The database is the server's, if it has one.
 
     Raises:
         ApiError: 400, the query names no range; else as ``range_response``.
@@ -90,7 +96,7 @@ async def owners_range(request: Request, log: EventLog) -> Response:
         raise there_twice("until")
     if log.ended and after == until and request.headers.get("Last-Event-ID"):
         return Response(b"", status=204, headers={"Cache-Control": "no-store"})  # an EventSource that has it all
-    return await range_response(request, log, after, until, OWNER)
+    return await range_response(request, log, after, until, OWNER, database)
 
 
 class RangeView(msgspec.Struct, frozen=True):
@@ -132,7 +138,9 @@ def check_range(log: EventLog, after: int, until: int) -> None:
         raise ApiError(400, "INVALID_CURSOR", message, {"last_seq": log.last_seq})
 
 
-async def range_response(request: Request, log: EventLog, after: int, until: int, audience: Audience) -> Response:
+async def range_response(
+    request: Request, log: EventLog, after: int, until: int, audience: Audience, database: Database | None
+) -> Response:
     """The range as the request accepts it, 304 if the client has it already.
 
     Raises:
@@ -141,8 +149,9 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
     check_range(log, after, until)
     kind = _representation(request)
     etag = _etag(log.run_id, after, until, kind, audience)
-    headers = {**audience.headers, "X-Run-Id": log.run_id}
-    if request.if_none_match.contains_weak(etag):
+    final = await _is_final(log, database)
+    headers = {**(audience.headers if final else _NOT_KEPT), "X-Run-Id": log.run_id}
+    if final and request.if_none_match.contains_weak(etag):
         response = Response(b"", status=304, headers=headers)
         del response.headers["Content-Type"]
     else:
@@ -153,8 +162,21 @@ async def range_response(request: Request, log: EventLog, after: int, until: int
         response = Response(body, headers=headers | {"Content-Type": _CONTENT_TYPES[kind]})
         response.headers["Content-Length"] = str(body.size)
         response.timeout = None  # who reads slowly is cut by the stall limit
-    response.headers["ETag"] = f'"{etag}"'
+    if final:
+        response.headers["ETag"] = f'"{etag}"'
     return response
+
+
+async def _is_final(log: EventLog, database: Database | None) -> bool:
+    """Whether the store has this very end, which nothing changes any more; without a store there is no other one."""
+    if database is None or isinstance(log, JournalLog):
+        await trio.lowlevel.checkpoint()
+        return True
+    try:
+        with trio.fail_after(STORE_SECONDS):
+            return await database.read(terminal_seq_of, log.run_id) == log.last_seq
+    except (StoreUnavailableError, trio.TooSlowError):
+        return False
 
 
 class _RangeBody(WatchedBody):

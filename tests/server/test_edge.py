@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+from sqlalchemy import Connection, update
 from trio.testing import MockClock
 
 from engine import RetentionLimits
@@ -20,7 +21,8 @@ from providers.sse import SSEParser
 from server.share_links import BadSecretError, ShareLinks
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
-from server.store.run_events import page_of_events
+from server.store.run_events import RESERVED_SEQ, page_of_events, terminal_seq_of
+from server.store.schema import runs
 from tests.engine.scripted import FOREVER, SENT, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
 from tests.server.api_scene import HELPER, Caller
@@ -65,6 +67,7 @@ async def scene() -> AsyncIterator[Scene]:
         async with ada.open("POST", "/agents/slow/chat/lumosai/stream", json={"message": "hi"}) as response:
             run_id = response.headers["X-Run-Id"]
             await response.aread()
+        await trio.sleep(0.3)  # the journal has it
         yield Scene(world, ada, bob, Caller(world), run_id)
 
 
@@ -355,7 +358,42 @@ class TroubledDatabase(Database):
                     await trio.sleep(60)
                 case "dropped":
                     return []
+        if query is terminal_seq_of and self.trouble.startswith("no end"):
+            if self.trouble == "no end":
+                raise StoreUnavailableError("away")
+            await trio.sleep(60)
         return await super().read(query, *args)
+
+
+@pytest.mark.parametrize("headers", [{}, JSON], ids=["SSE", "JSON"])
+async def test_nothing_keeps_a_range_before_the_store_has_the_runs_end(
+    headers: dict[str, str], autojump_clock: MockClock
+) -> None:
+    """Until then it may still get another end: its worker may die before that is written."""
+    database = TroubledDatabase.open("sqlite://", inline=True)
+    assert isinstance(database, TroubledDatabase)
+    async with open_keeping_world(HELPER, database=database) as world:
+        me = Caller(world)
+        path = f"/runs/{(await me.chat('helper'))['run_id']}/events?until=2"
+        early = await me.ask("GET", path, headers=headers | {"If-None-Match": "*"})
+        assert (early.status_code, early.headers["Cache-Control"]) == (200, "no-store")
+        assert "ETag" not in early.headers
+        await trio.sleep(0.3)
+        kept = await me.ask("GET", path, headers=headers)
+        assert (kept.content, kept.headers["Cache-Control"]) == (early.content, f"private, {IMMUTABLE}")
+        for database.trouble in ("no end", "no end, slowly"):
+            unknown = await me.ask("GET", path, headers=headers | {"If-None-Match": kept.headers["ETag"]})
+            assert (unknown.status_code, unknown.content) == (200, kept.content)
+            assert (unknown.headers["Cache-Control"], "ETag" in unknown.headers) == ("no-store", False)
+        await database.write(_end_otherwise)
+        database.trouble = ""
+        assert (await me.ask("GET", path, headers=headers)).headers["Cache-Control"] == "no-store"
+    database.close()
+
+
+def _end_otherwise(c: Connection) -> None:
+    """As an heir does that took this server's worker for dead."""
+    c.execute(update(runs).values(terminal_seq=RESERVED_SEQ + 1))
 
 
 @pytest.mark.parametrize(("trouble", "status"), [("away", 503), ("slow", 503), ("dropped", 410)])

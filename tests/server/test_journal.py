@@ -19,10 +19,11 @@ from server.journal import BATCH_SECONDS, LAST_RETRY_SECONDS, Journal
 from server.log_followers import LogFollowers
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
+from server.store.interrupted import interrupt_runs
 from server.store.run_events import page_of_events
 from server.store.schema import runs, storable
 from server.store.turns import find_run
-from tests.engine.scripted import SENT, Line, ScriptedProvider, text
+from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
 from tests.server.api_scene import API, HELPER, Caller
 
@@ -103,6 +104,35 @@ async def iter_body(body: Any) -> AsyncIterator[bytes]:
 
 
 # Batches
+
+
+async def test_the_row_of_a_run_under_way_tells_how_far_it_has_come(autojump_clock: MockClock) -> None:
+    """Who ends it for a dead process tells that: also if there was nothing but a request that was sent."""
+    async with open_keeping_world() as world:
+        assert world.database is not None
+        run = await start(world, ((3, (SENT,)), (5, text("Hello")), (9, text("you")), (FOREVER, ())))
+
+        async def row() -> tuple[float | None, float | None, int | None]:
+            assert world.database is not None
+            found = await world.database.read(find_run, run.id)
+            assert found is not None
+            assert (found.status, found.usage) == ("running", None)
+            return found.elapsed_ms, found.ttfb_ms, found.input_tokens
+
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, run)
+            await trio.sleep(1)
+            assert await row() == (200.0, None, None)
+            await trio.sleep(3)
+            assert run.usage is not None
+            assert await row() == (3200.0, None, run.usage.input_tokens)
+            await trio.sleep(2)
+            assert await row() == (5200.0, 5000.0, run.usage.input_tokens)
+            assert await world.database.write(interrupt_runs, "2026-11-23T12:00:00.000000+00:00") == 1
+            ended = await world.database.read(find_run, run.id)
+            assert ended is not None
+            assert (ended.usage, ended.elapsed_ms, ended.ttfb_ms) == (run.usage, 5200.0, 5000.0)
+            run.stop()
 
 
 async def test_what_is_new_of_all_runs_is_written_together_within_250_ms(autojump_clock: MockClock) -> None:

@@ -18,7 +18,7 @@ from server.store.interrupted import Ending, end_run, interrupt_runs
 from server.store.run_events import NewEvents, add_events, page_of_events, terminal_seq_of
 from server.store.turns import begin_run, save_turn
 from tests.harness.redis import RedisServer
-from tests.server.shared_scene import Scene, Script, Worker, eventually, open_scene, read_to_end, read_until, said
+from tests.server.shared_scene import LONG, Scene, Script, Worker, eventually, open_scene, read_to_end, read_until, said
 from tests.server.store.scene import SCOPE, at, turn
 
 WORDS = ("half ", "an ", "answer")
@@ -128,14 +128,18 @@ async def test_an_heir_of_the_heir_writes_the_same_end(redis_server: RedisServer
         one, two = await scene.worker("one"), await scene.worker("two")
         run = await run_in(one, two, store, journalled=1)
 
+        settled = trio.Event()
+
         async def settle_and_die(run_id: str, known: KnownEvents) -> Ending | None:
             await store.settle(run_id, known)
             two.die()
+            settled.set()
             return await trio.sleep_forever()
 
         two.shared.settle_with(settle_and_die)
         one.die()
-        await eventually(lambda: store.asked)
+        with trio.fail_after(LONG):
+            await settled.wait()
         kept = await store.events(run.id)
         heir = await heir_in(scene, store)
         entries = await read_to_end((await heir.find(run.id)).log)

@@ -152,7 +152,23 @@ async def test_at_the_newest_event_of_a_live_run_the_reader_waits(autojump_clock
 # Cursors that are none
 
 
-BAD_NUMBERS = ["x", "-1", "+1", " 1", "1 ", "1.0", "1e1", "0x1", "\u0661", "\u00b2", "1,2", "1;2", "9" * 13, "9" * 5000]
+BAD_NUMBERS = [
+    "x",
+    "-1",
+    "+1",
+    " 1",
+    "1 ",
+    "1.0",
+    "1e1",
+    "0x1",
+    "\u0661",
+    "\u00b2",
+    "1,2",
+    "01",
+    "00",
+    "9" * 13,
+    "9" * 5000,
+]
 
 
 @pytest.mark.parametrize("number", [*BAD_NUMBERS, "", "nan", "%"], ids=lambda number: repr(number[:14]))
@@ -164,7 +180,22 @@ async def test_a_malformed_number_is_400(number: str, autojump_clock: MockClock)
 
 @pytest.mark.parametrize(
     "event_id",
-    ["x", ".", "1", ".1", "{id}", "{id}.", "{id}.x", "{id}.-1", "{id}.1.1", "{id} .1", "{ID}.1", "{id}.\u00b2", "\xff"],
+    [
+        "x",
+        ".",
+        "1",
+        ".1",
+        "{id}",
+        "{id}.",
+        "{id}.x",
+        "{id}.-1",
+        "{id}.1.1",
+        "{id}.03",
+        "{id} .1",
+        "{ID}.1",
+        "{id}.\u00b2",
+        "\xff",
+    ],
 )
 async def test_a_malformed_event_id_is_400(event_id: str, autojump_clock: MockClock) -> None:
     async with open_world() as world:
@@ -195,6 +226,14 @@ async def test_two_cursors_that_differ_are_400(query: str, autojump_clock: MockC
         run = await ended(world)
         headers = {"Last-Event-ID": f"{run.id}.1"}
         assert_bad_cursor(await world.client.get(events_url(run.id) + query, headers=headers))
+
+
+@pytest.mark.parametrize("query", ["?after=1&after=1", "?until=1&until=1", "?after=1&after=1&until=2"])
+async def test_a_parameter_that_is_there_twice_is_422(query: str, autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        run = await ended(world)
+        response = await world.client.get(events_url(run.id) + query)
+        assert (response.status_code, response.json()["code"]) == (422, "VALIDATION_ERROR")
 
 
 async def test_two_last_event_ids_that_differ_are_400(autojump_clock: MockClock) -> None:

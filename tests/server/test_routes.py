@@ -10,14 +10,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from server.principal import KeyLimits
+from server.principal import LOCAL_USER, KeyLimits
 from server.requests import MAX_BODY_BYTES
 from server.routes import ROUTES
 from server.routing import PATH_IDS, Route
 from server.store import turns
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
+from server.store.interrupted import interrupt_runs
+from server.store.rows import Scope
 from server.store.run_events import forget_events
+from server.store.turns import begin_run
 from tests.engine.scripted import FOREVER, ScriptedProvider, text
 from tests.harness.world import open_keeping_world
 from tests.server.api_scene import BASE, HELPER, Caller
@@ -211,6 +214,21 @@ async def test_a_run_has_a_trace(autojump_clock: MockClock) -> None:
         tree = await me.data("GET", f"/runs/{(await me.chat('helper'))['run_id']}/trace")
         assert (tree["kind"], tree["name"], tree["error"]) == ("run", "helper", None)
         assert tree["children"]
+
+
+async def test_a_trace_that_is_not_here_is_no_run_that_never_was(autojump_clock: MockClock) -> None:
+    """404 is for what is not yours; else the trace was dropped, or it is another process's."""
+    async with open_keeping_world(HELPER) as world:
+        assert world.database is not None
+        me = Caller(world)
+        await me.refused(404, "GET", "/runs/unknown/trace")
+        scope = Scope(LOCAL_USER.tenant_id, LOCAL_USER.user_id, "helper")
+        await world.database.write(begin_run, scope, "default", "elsewhere", None, "2026-11-23T12:00:00.000000+00:00")
+        refusal = await me.refused(503, "GET", "/runs/elsewhere/trace")
+        assert refusal["code"] == "SERVICE_UNAVAILABLE"
+        await world.database.write(interrupt_runs, "2026-11-23T12:00:00.000000+00:00")
+        refusal = await me.refused(410, "GET", "/runs/elsewhere/trace")
+        assert (refusal["code"], refusal["details"]) == ("GONE", {"run_id": "elsewhere"})
 
 
 async def test_a_place_is_given_back_when_its_run_ends(autojump_clock: MockClock) -> None:

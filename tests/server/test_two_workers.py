@@ -172,6 +172,15 @@ async def _start(client: httpx.AsyncClient, workers: Workers) -> tuple[str, str]
     return run_id, next(line["worker"] for line in workers.of("run.started") if line["run_id"] == run_id)
 
 
+async def _statuses(client: httpx.AsyncClient, url: str, kinds: int) -> set[int]:
+    """What the workers answer, once there are so many kinds of answers: the kernel deals the connections."""
+    seen: set[int] = set()
+    with trio.fail_after(LONG):
+        while len(seen) < kinds:
+            seen.add((await client.get(url, headers={"Connection": "close"})).status_code)
+    return seen
+
+
 async def test_a_worker_that_stood_still_comes_back_to_runs_that_are_lost(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -180,6 +189,7 @@ async def test_a_worker_that_stood_still_comes_back_to_runs_that_are_lost(
         run_id, name = await _start(client, workers)
         pid = workers.living()[name]
         url = f"{workers.url}/api/v1/runs/{run_id}/events"
+        assert await _statuses(client, f"{workers.url}/api/v1/runs/{run_id}/trace", 2) == {200, 503}
         os.kill(pid, signal.SIGSTOP)
         (lost,) = await workers.wait_lines("run.worker_lost")
         assert lost["run_id"] == run_id
