@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from server.routes import ROUTES
@@ -40,6 +41,7 @@ async def ids_of_everything(world: World) -> dict[str, str]:
         "POST", "/agents", 201, json={"id": "mine", "llm_config": {"provider": "replay", "model": "gpt4o-short"}}
     )
     batch = await me.ask("POST", "/batch/stream", json={"requests": [{"agent_id": "helper", "message": "hi"}]})
+    await trio.sleep(1)  # the store has the run's end
     return {
         "agent_id": "helper",
         "run_id": run["run_id"],
