@@ -155,7 +155,7 @@ async def test_clients_that_drop_and_resume_over_two_workers_that_are_killed(
 async def _wait_shared(client: httpx.AsyncClient, url: str) -> None:
     """Until Redis has the run's first text: no worker could end a run that died before that."""
     seen = 0
-    while seen < 8:  # either worker, many times over: the kernel deals the connections
+    while seen < 4:  # either worker, likely: the kernel deals the connections
         response = await client.get(url, headers={"Connection": "close"})
         seen = seen + 1 if response.status_code == 200 and response.json()["data"]["response"] else 0
 
@@ -175,7 +175,7 @@ async def _start(client: httpx.AsyncClient, workers: Workers) -> tuple[str, str]
 async def _statuses(client: httpx.AsyncClient, url: str, kinds: int) -> set[int]:
     """What the workers answer, once there are so many kinds of answers: the kernel deals the connections."""
     seen: set[int] = set()
-    with trio.fail_after(LONG):
+    with trio.fail_after(LONG):  # noqa: ASYNC912 - there are some kinds to be seen
         while len(seen) < kinds:
             seen.add((await client.get(url, headers={"Connection": "close"})).status_code)
     return seen
