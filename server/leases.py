@@ -168,11 +168,12 @@ class Leases:
     async def _end_claimed(self) -> None:
         while True:
             self._any_claimed = trio.Event()
+            if self._claimed:
+                self._any_claimed.set()
+            await self._any_claimed.wait()
             for run_id in sorted(self._claimed):
                 await self._end(run_id)
                 self._claimed.discard(run_id)
-            if not self._claimed:
-                await self._any_claimed.wait()
 
     async def _end(self, run_id: str) -> None:
         """Write the end of a run, or a batch, that is this worker's by now; nothing if it is not, or has ended."""

@@ -20,7 +20,7 @@ from server.app import create_app
 from server.batch_log import Batch, BatchComplete, BatchedRun, BatchLog, BatchRefusal, BatchStarted
 from server.batches import BatchHandle
 from server.compose import base_url
-from server.leases import LOST_SEQ
+from server.leases import LOST_SEQ, KnownEvents
 from server.principal import LOCAL_USER
 from server.run_directory import SourceUnavailableError
 from server.run_uploads import BYTES_AT_ONCE, SharedLimits
@@ -262,11 +262,12 @@ async def test_a_dead_workers_batch_ends_with_one_error_for_all_readers(redis_se
         three = await scene.worker("three")
         lost: list[str] = []
 
-        async def tell(run_id: str) -> None:
+        async def settle(run_id: str, known: KnownEvents) -> None:
+            assert known, "what Redis has of it"
             lost.append(run_id)
 
         for worker in (party.two, three):
-            worker.shared.tell_lost(tell)
+            worker.shared.settle_with(settle)
         read: list[list[LogEntry]] = []
 
         async def reader(worker: Worker) -> None:

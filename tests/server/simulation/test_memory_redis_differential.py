@@ -237,7 +237,11 @@ scripts = st.one_of(
         runs,
     ),
     st.builds(lambda w: LEAVE.call([WORKERS, runs_key(w), inbox_key(w)], w), workers),
-    st.builds(lambda r, e: FORGET.call([events_key(r), run_key(r)], LIVE, LIVE, e), runs, st.sampled_from(["[]", ENDED])),
+    st.builds(
+        lambda r, ending: FORGET.call([events_key(r), run_key(r)], LIVE, LIVE, ending),
+        runs,
+        st.sampled_from(["[]", ENDED]),
+    ),
     _command("DEL", st.one_of(workers.map(runs_key), runs.map(events_key), runs.map(run_key))),
     _command("SADD", runs.map(events_key), st.just("of the wrong kind")),
 )
