@@ -78,6 +78,7 @@ CASES: dict[str, Case] = {
     "live": SEEN_BY_ALL,
     "ready": SEEN_BY_ALL,
     "get_openapi": SEEN_BY_ALL,
+    "show_docs": Case(302),
     "get_docs": SEEN_BY_ALL,
 }
 
