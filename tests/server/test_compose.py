@@ -33,7 +33,7 @@ from tests.server.commands import agent_at, write_agents
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--port", "0"]
 SECRET = "sk-this-is-a-secret-0123456789"
-LONG = 20.0
+LONG = 40.0
 """Seconds after which a test gives up; what it waits for takes a fraction of one."""
 
 decode_event = msgspec.json.Decoder(Event).decode
