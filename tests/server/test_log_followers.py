@@ -26,6 +26,8 @@ class Notes:
         self._note(log)
 
     def _note(self, log: RunLog) -> None:
+        if self.told and self.told[-1] == log.last_seq:
+            return  # other news than an event: its request was sent
         self.told.append(log.last_seq)
         if log.last_seq == self.fails_at:
             raise OSError("it cannot follow")
