@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import time
+from array import array
 from bisect import bisect_right
 from pathlib import Path
 from time import monotonic_ns
@@ -26,7 +27,7 @@ from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.loop import READ, WRITE, Loop, prepare_process
 from benchmarks.bench.scripts import EVENTS, Script, script_of
 from benchmarks.bench.stamps import TO_FILL, filling
-from benchmarks.bench.upstream_log import Ending, Served, Stats
+from benchmarks.bench.upstream_log import Ending, OpenNow, Served, Stats
 
 _ASKED = re.compile(rb"bench-(\d{6})(?::([a-z0-9-]+))?")
 _MODEL = re.compile(rb'"model":\s*"([^"]+)"')
@@ -47,8 +48,9 @@ class Upstream:
         self.log: list[Served] = []
         self.connections: dict[int, Connection] = {}
         self.slow_seconds = slow_seconds
-        self.lateness = Histogram()
-        self.events = self.sends = self.refused = self.own_tags = 0
+        self._lateness = Histogram()
+        self.late_ns, self.late_counts = array("q"), array("q")
+        self.events = self.sends = self.refused = self.own_tags = self.open_answers = 0
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
@@ -57,14 +59,28 @@ class Upstream:
     def reset(self) -> None:
         """Count from here on; open answers go on and stay in the log."""
         self.log = [served for served in self.log if served.ending == "open"]
-        self.lateness = Histogram()
+        self._lateness = Histogram()
+        self.late_ns, self.late_counts = array("q"), array("q")
         self.events = self.sends = self.refused = 0
 
+    def open_now(self) -> OpenNow:
+        """Connections, and answers that have not ended."""
+        return OpenNow(len(self.connections), self.open_answers)
+
     def stats(self) -> Stats:
-        """What has been counted."""
-        still_open = sum(served.ending == "open" for served in self.log)
+        """What has been counted; it takes a microsecond for each write since the last time."""
+        for late_ns, count in zip(self.late_ns, self.late_counts, strict=True):
+            self._lateness.add(late_ns, count)
+        self.late_ns, self.late_counts = array("q"), array("q")
+        open_now = self.open_now()
         return Stats(
-            len(self.connections), still_open, len(self.log), self.events, self.sends, self.lateness, self.refused
+            connections=open_now.connections,
+            open_answers=open_now.answers,
+            requests=len(self.log),
+            events=self.events,
+            sends=self.sends,
+            lateness=self._lateness,
+            refused=self.refused,
         )
 
     def close(self) -> None:
@@ -139,6 +155,8 @@ class Connection:
         method_and_path = line.rsplit(b" ", 1)[0]
         up = self._up
         match method_and_path:
+            case b"GET /open":
+                self._reply(msgspec.json.encode(up.open_now()))
             case b"GET /stats":
                 self._reply(msgspec.json.encode(up.stats()))
             case b"GET /log":
@@ -176,6 +194,7 @@ class Connection:
             return
         served = Served(tag, name.decode(), received_ns)
         up.log.append(served)
+        up.open_answers += 1
         self._answer = Answer(self, up, script, served)
         self._answer.advance()
 
@@ -266,7 +285,8 @@ class Answer:
     def _events(self, first: int, end: int, now: int, waited: bool) -> bytes:
         up, script, served = self._up, self._script, self._served
         if end > first and not waited and (script.timed or not first):
-            up.lateness.add(now - self._origin_ns - self._dues[first], end - first)
+            up.late_ns.append(now - self._origin_ns - self._dues[first])
+            up.late_counts.append(end - first)
         up.events += end - first
         served.events = self._next = end
         if not first:
@@ -290,6 +310,7 @@ class Answer:
     def end(self, ending: Ending, now: int) -> None:
         """Note how it ended."""
         self._served.ending, self._served.ended_ns = ending, now
+        self._up.open_answers -= 1
 
 
 _WHOLE = (
