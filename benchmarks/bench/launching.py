@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -104,8 +105,10 @@ def launch_litellm(python: Path, order: Order) -> Launch:
     config.write_bytes(msgspec.json.encode({"model_list": models, "litellm_settings": settings}))
     command = [str(python.with_name("litellm")), "--config", str(config), "--host", "127.0.0.1"]
     command += ["--port", str(order.port), "--num_workers", "1", "--telemetry", "False"]
+    key = f"sk-{secrets.token_hex(32)}"  # without one it does not start
     more = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    return Launch(command, _environment(order.folder, more))
+    environment = _environment(order.folder, {**more, "LITELLM_MASTER_KEY": key})
+    return Launch(command, environment, {"Authorization": f"Bearer {key}"})
 
 
 def python_for(environment: str) -> Path:

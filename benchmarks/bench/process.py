@@ -19,6 +19,9 @@ KILL_SECONDS = 5.0
 POLL_SECONDS = 0.001
 """Between two looks at a server that starts: what ``start_seconds`` may be too high by."""
 
+LONGEST_LINE = 300
+"""Characters of a server's last words that an error shows of each line."""
+
 _HOST = "127.0.0.1"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -174,7 +177,7 @@ def free_port() -> int:
 def _wait_ready(server: ServerProcess, path: str, deadline: float) -> None:
     while not _answers(server.port, path, deadline):
         if not server.alive or time.monotonic() > deadline:
-            lines = server.log.read_text(errors="replace").splitlines()[-20:]
+            lines = [line[:LONGEST_LINE] for line in server.log.read_text(errors="replace").splitlines()[-20:]]
             what = "ended" if not server.alive else "was not ready in time"
             raise ServerFailedError("\n".join([f"the server {what}; its last lines:", *lines]))
         time.sleep(POLL_SECONDS)

@@ -17,7 +17,7 @@ from .process import ServerFailedError
 TEXTS = ("one ", "two ", "th\u00adree \u4e09 ", 'fo"ur\n', "five")
 TOOLS_MODEL = "tools-2"
 MODEL = "five-words"
-_CALLS = (("call_1", "calculator", '{"expression": "24 * 60"}'), ("call_2", "current_time", "{}"))
+_CALLS = (("calculator", '{"expression": "24 * 60"}'), ("current_time", "{}"))
 _FAILURES = (ServerFailedError, EnvironmentFailedError, OSError, http.client.HTTPException, AssertionError)
 
 
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for delta in _tool_deltas() if calls else _text_deltas():
+        for delta in _tool_deltas(len(self.server.asked)) if calls else _text_deltas():
             self._send(_chunk([{"index": 0, "delta": delta, "finish_reason": None}]))
         reason = "tool_calls" if calls else "stop"
         self._send(_chunk([{"index": 0, "delta": {}, "finish_reason": reason}]))
@@ -69,9 +69,11 @@ def _text_deltas() -> Iterator[dict[str, object]]:
         yield {"content": text}
 
 
-def _tool_deltas() -> Iterator[dict[str, object]]:
+def _tool_deltas(number: int) -> Iterator[dict[str, object]]:
+    """Ids are never repeated: the OpenAI Agents SDK takes calls of one id for one, across a session."""
     yield {"role": "assistant", "content": None}
-    for index, (call_id, name, arguments) in enumerate(_CALLS):
+    for index, (name, arguments) in enumerate(_CALLS):
+        call_id = f"call_{number}_{index}"
         function = {"name": name, "arguments": arguments}
         yield {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
 
