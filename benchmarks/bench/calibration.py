@@ -1,4 +1,4 @@
-"""Whether client and upstream can be trusted with a workload: both, without an arm between them, at 1.5 times its load."""
+"""Whether client and upstream can be trusted with a workload: both at 1.5 times its load, no arm between them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def direct_job(job: Job, script: str, port: int, load: float = LOAD) -> Job:
         body=direct_body(script),
         starts_s=list(job.starts_s) if job.one_at_a_time else scaled(job.starts_s, load),
         reads=(Read(),),
+        stamps="clock",
+        receive_buffer=None,
     )
 
 
@@ -77,7 +79,8 @@ def calibrate(
     """Run it and judge it. The upstream's counts begin anew; ``script`` has to end by itself."""
     upstream.reset()
     outcome = run_client(direct_job(job, script, upstream.port), cpu=cpu, on_progress=on_progress)
-    return judge(outcome, upstream.stats(), limits, workload=workload, n=len(job.starts_s))
+    load = 1 if job.one_at_a_time else LOAD
+    return judge(outcome, upstream.stats(), limits, workload=workload, n=len(job.starts_s), load=load)
 
 
 def judge(outcome: Outcome, stats: Stats, limits: Limits, *, workload: str, n: int, load: float = LOAD) -> Calibration:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 from array import array
 from collections.abc import Callable
@@ -12,17 +11,13 @@ from time import monotonic_ns
 
 from benchmarks.bench.job import TAG, Job, Read, Stream
 from benchmarks.bench.loop import READ, WRITE, Loop
-from benchmarks.bench.stamps import FIND, LAST, MARK, WIDTH, without_chunk_heads
+from benchmarks.bench.response import Response
+from benchmarks.bench.stamps import LAST, Finder, Found
 
 _READ_BYTES = 65536
-_SECOND = 1_000_000_000
-_STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
-_LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
-_LAST = LAST.encode()
-_END_OF_CHUNKS = b"\r\n0\r\n\r\n"
-_LONGEST_CUT = WIDTH + 64
-_CLOSED_WITH_CONNECTION = -1
 _KEPT_FOR_ERRORS = 300
+_SECOND = 1_000_000_000
+_LAST = LAST.encode()
 
 
 class Tally:
@@ -48,10 +43,8 @@ class Reader:
         self._sock: socket.socket | None = None
         self._fd = -1
         self._unsent = b""
-        self._head: bytes | None = b""
-        self._body_end: int | None = None
-        self._cut = b""
-        self._last = b""
+        self._response = Response()
+        self._finder = Finder()
         self._in_order = True
         self._origin_ns = 0
         self._stopped = False
@@ -129,38 +122,20 @@ class Reader:
             return
         now = monotonic_ns()
         if not data:
-            self._end("" if self._body_end == _CLOSED_WITH_CONNECTION else "connection ended early")
+            self._end("" if self._response.ends_with_connection else "connection ended early")
             return
         stream = self.stream
         if not stream.first_byte_ns:
             stream.first_byte_ns = now
         stream.bytes += len(data)
-        self._last = data if len(data) >= _KEPT_FOR_ERRORS else (self._last + data)[-_KEPT_FOR_ERRORS:]
-        if not stream.whole:
-            self._find(data, now)
-        if self._head is not None:
-            self._read_head(data)
-        elif data.endswith(b"\n") or self._body_end is not None:
-            self._look_for_end(len(data))
-        if self._planned and self._sock is not None:
+        if not stream.whole and (found := self._finder.feed(data)):
+            self._count(found, now)
+        if self._response.feed(data):
+            self._end("")
+        elif self._planned:
             self._follow_plan()
 
-    def _find(self, data: bytes, now: int) -> None:
-        """Count the stamps; what may be the first part of one waits for the rest."""
-        if self._cut:
-            data = self._cut + data
-            self._cut = b""
-        found = FIND.findall(data)
-        if data.count(MARK) != len(found):
-            data = without_chunk_heads(data)
-            found = FIND.findall(data)
-            at = data.rfind(MARK)
-            if at >= 0 and len(data) - at < _LONGEST_CUT and not FIND.match(data, at):
-                self._cut = data[at:]
-        if found:
-            self._count(found, now)
-
-    def _count(self, found: list[tuple[bytes, bytes, bytes, bytes]], now: int) -> None:
+    def _count(self, found: list[Found], now: int) -> None:
         stream, tally = self.stream, self._tally
         if not stream.first_event_ns:
             stream.first_event_ns, stream.first_written_ns = now, int(found[0][2])
@@ -180,36 +155,6 @@ class Reader:
             stream.last_error_ns = now - written_ns
         if found[-1][3] == _LAST:
             stream.whole, stream.exact = True, self._in_order
-
-    def _read_head(self, data: bytes) -> None:
-        """Once the head is whole: its status, and how the end will be known."""
-        assert self._head is not None
-        self._head += data
-        end = self._head.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head, rest = self._head[:end], self._head[end + 4 :]
-        self._head = None
-        status = _STATUS.match(head)
-        self.stream.status = int(status[1]) if status else 0
-        if length := _LENGTH.search(head):
-            self._body_end = int(length[1])
-        elif b"chunked" not in head.lower():
-            self._body_end = _CLOSED_WITH_CONNECTION
-        self._look_for_end(len(rest))
-
-    def _look_for_end(self, more: int) -> None:
-        """By the last chunk, or by the length (what is left of it is counted down), or only by the connection's end."""
-        if self._body_end is None:
-            if not self._last.endswith(_END_OF_CHUNKS):
-                return
-        elif self._body_end == _CLOSED_WITH_CONNECTION:
-            return
-        else:
-            self._body_end -= more
-            if self._body_end > 0:
-                return
-        self._end("")
 
     def _follow_plan(self) -> None:
         plan, events = self._plan, self.stream.events
@@ -251,6 +196,7 @@ class Reader:
         self._loop.forget(self._fd)
         stream.ended_ns = monotonic_ns()
         sock.close()
+        stream.status = self._response.status
         if not error and not stream.closed:
             error = self._what_is_wrong()
         stream.error = error
@@ -261,7 +207,7 @@ class Reader:
         stream = self.stream
         if stream.status == 200 and stream.whole:
             return "" if stream.exact else "events are missing, doubled, or another's"
-        return f"status {stream.status}, not whole: {self._last[-_KEPT_FOR_ERRORS:].decode(errors='replace')}"
+        return f"status {stream.status}, not whole: {self._response.last[-_KEPT_FOR_ERRORS:].decode(errors='replace')}"
 
 
 def _reason(error: OSError) -> str:

@@ -8,6 +8,7 @@ character of it is escaped in JSON or HTML, so that every arm that relays text r
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 LAST = "!"
 NOT_LAST = ";"
@@ -15,12 +16,15 @@ WIDTH = 33
 MARK = b"~"
 """Begins a stamp, and is in nothing else that the upstream writes."""
 
-FIND = re.compile(rb"~(\d{5})\.(\d{6})\.(\d{18})([;!])")
-"""Groups: number, tag, nanoseconds, ``;`` or ``!``."""
+Found: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+"""Number, tag, nanoseconds, ``;`` or ``!``."""
+
+_FIND = re.compile(rb"~(\d{5})\.(\d{6})\.(\d{18})([;!])")
 
 TO_FILL = b"######.##################"
 """Stands for tag and time in prepared bytes, until the write."""
 
+_LONGEST_CUT = WIDTH + 64
 _CHUNK_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]+(?:;[^\r\n]*)?\r\n")
 
 
@@ -39,6 +43,27 @@ def stamp(number: int, tag: int, now_ns: int, *, last: bool = False) -> str:
     return f"~{number:05d}.{tag:06d}.{now_ns:018d}{LAST if last else NOT_LAST}"
 
 
-def without_chunk_heads(data: bytes) -> bytes:
-    """Join what HTTP's chunked coding cut in two: an arm may end a chunk in the middle of a stamp."""
-    return _CHUNK_HEAD.sub(b"", data)
+class Finder:
+    """Finds the stamps in what a stream brings, however it is cut and framed."""
+
+    __slots__ = ("_cut",)
+
+    def __init__(self) -> None:
+        self._cut = b""
+
+    def feed(self, data: bytes) -> list[Found]:
+        """The stamps that these bytes complete. What may be the first part of one waits for the rest.
+
+        An arm may also end a chunk of HTTP's chunked coding in the middle of a stamp.
+        """
+        if self._cut:
+            data = self._cut + data
+            self._cut = b""
+        found = _FIND.findall(data)
+        if data.count(MARK) != len(found):
+            data = _CHUNK_HEAD.sub(b"", data)
+            found = _FIND.findall(data)
+            at = data.rfind(MARK)
+            if at >= 0 and len(data) - at < _LONGEST_CUT and not _FIND.match(data, at):
+                self._cut = data[at:]
+        return found
