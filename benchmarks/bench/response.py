@@ -1,4 +1,8 @@
-"""What a client has to know of an HTTP/1.1 response: its status, and when it has ended."""
+"""What a client has to know of an HTTP/1.1 response: its status, and when it has ended.
+
+Chunks are not taken apart, which would cost more than all else: a response in chunks has ended where the read bytes end
+like one. Only a line that is nothing but ``0`` between CRLFs looks the same, and no server-sent event has that.
+"""
 
 from __future__ import annotations
 
