@@ -21,6 +21,9 @@ MAX_IDLE_CONNECTIONS = 100
 """Kept alive by httpx clients; it is what the openai SDK keeps. httpcore gets slower with more of them, not faster."""
 
 READ_SECONDS = 600.0
+CONNECT_SECONDS = 60.0
+"""More than the SDK's 5 s: a peer whose loop is busy with many starts is late, and does not fail besides."""
+
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

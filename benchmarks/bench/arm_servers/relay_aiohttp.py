@@ -10,7 +10,18 @@ import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from .common import API_KEY, DONE, READ_SECONDS, UPSTREAM, Chat, Reframer, completion_request, run, stream
+from .common import (
+    API_KEY,
+    CONNECT_SECONDS,
+    DONE,
+    READ_SECONDS,
+    UPSTREAM,
+    Chat,
+    Reframer,
+    completion_request,
+    run,
+    stream,
+)
 
 
 @asynccontextmanager
@@ -18,7 +29,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=75),
         headers={"Authorization": f"Bearer {API_KEY}"},
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=READ_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
     ) as app.state.session:
         yield
 

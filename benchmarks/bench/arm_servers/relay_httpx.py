@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from .common import (
     API_KEY,
+    CONNECT_SECONDS,
     DONE,
     MAX_CONNECTIONS,
     MAX_IDLE_CONNECTIONS,
@@ -28,7 +29,7 @@ client = httpx.AsyncClient(
     base_url=UPSTREAM,
     headers={"Authorization": f"Bearer {API_KEY}"},
     limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-    timeout=httpx.Timeout(READ_SECONDS, connect=5.0),
+    timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
     trust_env=False,
 )
 
