@@ -142,19 +142,20 @@ class Reader:
             self._origin_ns = 0 if self._stamped_by_clock else now - stream.first_written_ns
         expected, origin, tag = stream.events, self._origin_ns, self._tag
         begin, end = tally.window_ns
-        for number, tagged, written, _ in found:
+        for number, tagged, written, mark in found:
             if int(number) != expected or tagged != tag:
                 self._in_order = False
             expected += 1
             written_ns = origin + int(written)
             if begin <= written_ns < end:
                 tally.lateness.append(now - written_ns)
-        tally.events += len(found)
+            if mark == _LAST:  # an arm may repeat the whole text after it
+                stream.whole, stream.exact = True, self._in_order
+                break
+        tally.events += expected - stream.events
         stream.events, stream.last_event_ns = expected, now
         if not self._stamped_by_clock:
             stream.last_error_ns = now - written_ns
-        if found[-1][3] == _LAST:
-            stream.whole, stream.exact = True, self._in_order
 
     def _follow_plan(self) -> None:
         plan, events = self._plan, self.stream.events

@@ -284,13 +284,13 @@ class Answer:
 
     def _events(self, first: int, end: int, now: int, waited: bool) -> bytes:
         up, script, served = self._up, self._script, self._served
-        if end > first and not waited and (script.timed or not first):
-            up.late_ns.append(now - self._origin_ns - self._dues[first])
-            up.late_counts.append(end - first)
-        up.events += end - first
-        served.events = self._next = end
-        if not first:
-            served.first_write_ns = now
+        if end > first:
+            if not waited and (script.timed or not first):
+                up.late_ns.append(now - self._origin_ns - self._dues[first])
+                up.late_counts.append(end - first)
+            up.events += end - first
+            served.events = self._next = end
+            served.first_write_ns = served.first_write_ns or now
         self._whole = end == script.count and script.ending is not None
         if self._whole:
             data = EVENTS.between(first, max(first, end - 1)) + (script.ending or b"")
