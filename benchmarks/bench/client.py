@@ -9,7 +9,6 @@ was scheduled for, also when the client, the listener's queue or the server was 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import time
 from time import monotonic_ns
@@ -121,13 +120,11 @@ class Client:
 
 
 @click.command()
-@click.option("--cpu", type=int, help="Run on this core alone.")
+@click.option("--cpu", type=int, help="Run on this core alone, before others if allowed.")
 def main(cpu: int | None) -> None:
     """Do the job on stdin."""
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    prepare_process()
+    prepare_process(cpu)
     outcome = Client(job).run()
     gc.enable()
     sys.stdout.buffer.write(msgspec.json.encode(outcome) + b"\n")

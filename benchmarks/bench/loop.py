@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from time import monotonic_ns
 from typing import TypeAlias
@@ -81,8 +83,17 @@ class Loop:
         return wait_ns > 0 and not select.select(self._epoll_fd, (), (), wait_ns / 1e9)[0]
 
 
-def prepare_process() -> None:
-    """No garbage collection (there are no cycles that matter) and no slack in timers. Once, in a process of its own."""
+def prepare_process(cpu: int | None) -> None:
+    """For a process that is an instrument, once: no garbage collection (no cycles that matter), no slack in timers.
+
+    With a core, it runs on that one alone, and, where the system allows it (as root it does), before whatever else does:
+    with seven other processes busy on two cores, 20,000 events a second came 0.3 ms late at p99 instead of 39 ms. A
+    loop that never waits would get 95 % of the core, which is what Linux leaves to real-time processes.
+    """
     gc.disable()
     gc.freeze()
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))

@@ -11,7 +11,6 @@ once it does, stamped then.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import socket
 import time
@@ -322,13 +321,11 @@ _WHOLE = (
 
 @click.command()
 @click.option("--port-file", required=True, type=click.Path(path_type=Path), help="The port is written into it.")
-@click.option("--cpu", type=int, help="Run on this core alone.")
+@click.option("--cpu", type=int, help="Run on this core alone, before others if allowed.")
 @click.option("--slow-ms", default=0.0, help="Wait so long before each write: to see that calibration notices.")
 def main(port_file: Path, cpu: int | None, slow_ms: float) -> None:
     """Answer until terminated."""
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
-    prepare_process()
+    prepare_process(cpu)
     loop = Loop()
     upstream = Upstream(loop, slow_seconds=slow_ms / 1000)
     EVENTS.at_least(2000)
