@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import msgspec
@@ -22,6 +23,14 @@ import msgspec
 from . import environments
 from .launching import AGENT_PREFIX, Launch, Order, launch_litellm, launch_lumos, launch_module, python_for
 from .process import START_SECONDS, ServerProcess, free_port, running
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A POST for a running arm, but for ``Host`` and ``Content-Length``."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: str
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +70,43 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
         pins = environments.versions(self.environment) if self.environment else {}
         names = {name.lower().replace("_", "-"): number for name, number in pins.items()}
         return {name: names.get(name) or version(name) for name in self.packages}
+
+    def request(
+        self,
+        model: str,
+        message: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        session: str = "",
+        agent: bool = False,
+        leaving_cancels: bool = False,
+    ) -> Request:
+        """What asks that model of the upstream through the arm.
+
+        All texts go into path and body as they are, so a caller may put marks into them that it replaces later.
+
+        Args:
+            model: one of those that the arm was started for.
+            message: the user's.
+            headers: those that a running server wants of its clients.
+            session: whose messages are one conversation, of a user of its own; "" for none. Letters, digits, ``._:-``.
+            agent: ask the agent with tools.
+            leaving_cancels: have Lumos end the run as soon as the client leaves, and not after its grace of 5 s, as
+                all other arms do anyway.
+        """
+        path = self.agent_path if agent else self.path
+        body: dict[str, object] = {"message": message}
+        if self.completions:
+            body = {"model": model, "messages": [{"role": "user", "content": message}], "stream": True}
+            body["stream_options"] = {"include_usage": True}
+        elif "{agent}" in path:
+            path = path.replace("{agent}", AGENT_PREFIX + model if agent else model)
+            body |= {"user_id": session, "session_id": session} if session else {}
+            body |= {"on_disconnect": "cancel"} if leaving_cancels else {}
+        else:
+            body |= {"model": model} | ({"session_id": session} if session else {})
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **headers}
+        return Request(path, headers, msgspec.json.encode(body).decode())
 
 
 _LUMOS_PATH = "/api/v1/agents/{agent}/chat/lumosai/stream"
@@ -157,49 +203,12 @@ def find_arm(name: str) -> Arm:
     raise KeyError(f"no arm {name!r}; there are {', '.join(arm.name for arm in ARMS)}")
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A POST for a running arm, but for ``Host`` and ``Content-Length``."""
-
-    path: str
-    headers: Mapping[str, str]
-    body: str
-
-
 class RunningArm(msgspec.Struct, frozen=True):
-    """A started arm, its process, and the headers that it wants."""
+    """A started arm, its process, and the headers that it wants of its clients (``Arm.request``)."""
 
     arm: Arm
     process: ServerProcess
     headers: Mapping[str, str]
-
-    def request(
-        self, model: str, message: str, *, session: str = "", agent: bool = False, leaving_cancels: bool = False
-    ) -> Request:
-        """Ask that model of the upstream through the arm.
-
-        All texts go into path and body as they are, so a caller may put marks into them that it replaces later.
-
-        Args:
-            model: one of those that the arm was started for.
-            message: the user's.
-            session: whose messages are one conversation, of a user of its own; "" for none. Letters, digits, ``._:-``.
-            agent: ask the agent with tools.
-            leaving_cancels: have Lumos end the run as soon as the client leaves, and not after its grace of 5 s, as
-                all other arms do anyway.
-        """
-        path = self.arm.agent_path if agent else self.arm.path
-        body: dict[str, object] = {"message": message}
-        if self.arm.completions:
-            body = {"model": model, "messages": [{"role": "user", "content": message}], "stream": True}
-            body["stream_options"] = {"include_usage": True}
-        elif "{agent}" in path:
-            path = path.replace("{agent}", AGENT_PREFIX + model if agent else model)
-            body |= {"user_id": session, "session_id": session} if session else {}
-            body |= {"on_disconnect": "cancel"} if leaving_cancels else {}
-        else:
-            body |= {"model": model} | ({"session_id": session} if session else {})
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers}
-        return Request(path, headers, msgspec.json.encode(body).decode())
 
 
 def _launch(arm: Arm, order: Order) -> Launch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -100,10 +101,28 @@ class ServerProcess:
                 self._process.wait(seconds)
         left = session_processes(self.pid)
         for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill(pid)
         returncode = self._process.wait(KILL_SECONDS)
         return Stopped(time.monotonic() - began, returncode, len(left))
+
+
+@contextmanager
+def _pid_file(pid: int) -> Iterator[int]:
+    """A descriptor that stands for a process, even if its number is given to another."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _kill(pid: int) -> None:
+    """End a process, a child of ours or not, and wait until it has ended, so many seconds at most."""
+    with suppress(ProcessLookupError), _pid_file(pid) as file:
+        signal.pidfd_send_signal(file, signal.SIGKILL)
+        ended = select.poll()
+        ended.register(file, select.POLLIN)
+        ended.poll(KILL_SECONDS * 1000)
 
 
 @contextmanager

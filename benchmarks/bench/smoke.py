@@ -10,11 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 
-from .arms import Arm, RunningArm, started
+from .arms import Arm, Request, RunningArm, started
 from .environments import EnvironmentFailedError
 from .process import ServerFailedError
 
 TEXTS = ("one ", "two ", "th\u00adree \u4e09 ", 'fo"ur\n', "five")
+ANSWER_SECONDS = 30.0
 TOOLS_MODEL = "tools-2"
 MODEL = "five-words"
 _CALLS = (("calculator", '{"expression": "24 * 60"}'), ("current_time", "{}"))
@@ -97,14 +98,13 @@ def small_upstream() -> Iterator[SmallUpstream]:
             thread.join()
 
 
-def ask(arm: RunningArm, model: str, message: str, *, session: str = "", agent: bool = False) -> bytes:
-    """The body of the arm's whole answer.
+def ask(port: int, request: Request, end_marker: bytes) -> bytes:
+    """The body of a whole answer.
 
     Raises:
         AssertionError: it is no stream of events, or it does not end as it should.
     """
-    request = arm.request(model, message, session=session, agent=agent)
-    connection = http.client.HTTPConnection("127.0.0.1", arm.process.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("POST", request.path, request.body, dict(request.headers))
         response = connection.getresponse()
@@ -113,8 +113,19 @@ def ask(arm: RunningArm, model: str, message: str, *, session: str = "", agent: 
         connection.close()
     assert response.status == http.HTTPStatus.OK, f"HTTP {response.status}: {body[:500]!r}"
     assert response.headers.get_content_type() == "text/event-stream", response.headers.get_content_type()
-    assert arm.arm.end_marker in body, f"no end: {body[-500:]!r}"
+    assert end_marker in body, f"no end: {body[-500:]!r}"
     return body
+
+
+def hear(running: RunningArm, model: str, *, session: str = "", agent: bool = False) -> str:
+    """The text of an arm's whole answer.
+
+    Raises:
+        AssertionError: as ``ask``.
+    """
+    arm = running.arm
+    request = arm.request(model, "hi", headers=running.headers, session=session, agent=agent)
+    return text_of(arm, ask(running.process.port, request, arm.end_marker))
 
 
 def text_of(arm: Arm, stream: bytes) -> str:
@@ -131,33 +142,40 @@ def _until_quote(piece: bytes) -> bytes:
     return piece[: end + 1]
 
 
-def smoke(arm: Arm, *, core: int | None = None) -> str:
-    """What the arm did and cost, in words.
+def try_out(running: RunningArm, upstream: SmallUpstream) -> str:
+    """Have a running arm chat, and where it can run an agent twice in one session; what it did, in words.
 
     Raises:
-        AssertionError: it did not relay what it should.
+        AssertionError: it did not say what the upstream said, or the agent did not use its tools or its memory.
     """
-    with small_upstream() as upstream, started(arm, upstream.url, (MODEL, TOOLS_MODEL), core=core) as running:
-        said = text_of(arm, ask(running, MODEL, "hi"))
-        assert said == "".join(TEXTS), f"it said {said!r}"
-        done = ["chat"]
-        if arm.agent_path:
-            for _ in range(2):
-                said = text_of(arm, ask(running, TOOLS_MODEL, "when?", session="s-1", agent=True))
-                assert said == "".join(TEXTS), f"the agent said {said!r}"
-            messages = upstream.asked[-1]["messages"]
-            assert isinstance(messages, list)
-            roles = [message["role"] for message in messages if message["role"] != "system"]
-            once = ["user", "assistant", "tool", "tool"]
-            assert roles == [*once, "assistant", *once], f"the upstream was shown {roles}"
-            done.append("tools, memory")
+    said = hear(running, MODEL)
+    assert said == "".join(TEXTS), f"it said {said!r}"
+    if not running.arm.agent_path:
+        return "chat"
+    for _ in range(2):
+        said = hear(running, TOOLS_MODEL, session="s-1", agent=True)
+        assert said == "".join(TEXTS), f"the agent said {said!r}"
+    messages = upstream.asked[-1]["messages"]
+    assert isinstance(messages, list)
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    once = ["user", "assistant", "tool", "tool"]
+    assert roles == [*once, "assistant", *once], f"the upstream was shown {roles}"
+    return "chat, tools, memory"
+
+
+def smoke(arm: Arm) -> str:
+    """Start the arm, try it out and stop it; what it did and cost, in words.
+
+    Raises:
+        AssertionError: as ``try_out``; or it did not end by itself.
+    """
+    with small_upstream() as upstream, started(arm, upstream.url, (MODEL, TOOLS_MODEL)) as running:
+        done = try_out(running, upstream)
         cost = running.process.cost()
         ended = running.process.stop()
         assert not ended.killed, f"{ended.killed} processes had to be killed"
-    megabytes = cost.pss_bytes / 2**20
-    return (
-        f"{', '.join(done)}; start {running.process.start_seconds:.2f} s, {megabytes:.0f} MiB, {cost.processes} process"
-    )
+    megabytes, start = cost.pss_bytes / 2**20, running.process.start_seconds
+    return f"{done}; start {start:.2f} s, {megabytes:.0f} MiB, {cost.processes} process"
 
 
 def smoke_table(arms: Sequence[Arm]) -> bool:

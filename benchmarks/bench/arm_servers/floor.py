@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
 import trio
@@ -37,6 +37,11 @@ class Relay:
                     await send_all(client, OK)
                 elif not await self._relay(client, request):
                     return
+
+    def close(self) -> None:
+        """Close the idle upstream connections; nothing is being served any more."""
+        for upstream in self._idle:
+            upstream.close()
 
     async def _relay(self, client: Socket, request: bytes) -> bool:
         """Whether the answer came whole."""
@@ -113,7 +118,7 @@ async def main() -> None:
     """Serve until the process ends."""
     upstream = urlsplit(os.environ["UPSTREAM"])
     relay = Relay(upstream.hostname or "127.0.0.1", upstream.port or 80)
-    with trio.socket.socket() as listener:
+    with closing(relay), trio.socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await listener.bind(("127.0.0.1", int(os.environ["PORT"])))
         listener.listen(BACKLOG)
