@@ -42,7 +42,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     reads: tuple[Read, ...] = (Read(),)
     """Stream i is read as number ``i % len(reads)`` says."""
     patience_s: float = 30
-    """So long after the last start, what has not ended stays unfinished."""
+    """So long after the last start (one at a time: after each), what has not ended stays unfinished."""
     window_s: tuple[float, float] | None = None
     """Lateness and ``events_in_window`` count the events that were written in it; None: all."""
     one_at_a_time: bool = False

@@ -78,6 +78,8 @@ class Reader:
     def _connected(self) -> None:
         self.stream.connected_ns = monotonic_ns()
         self._send()
+        if self._sock is None:
+            return
         plan = self._plan
         if plan.stop_after_events == 0:
             self._stop_reading()

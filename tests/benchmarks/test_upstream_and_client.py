@@ -114,6 +114,13 @@ def test_the_model_names_the_script_too(upstream: RunningUpstream) -> None:
     assert outcome.streams[0].tag == 5
 
 
+def test_the_last_message_says_who_asks(upstream: RunningUpstream) -> None:
+    job = job_for(upstream.port)
+    messages = [{"role": "user", "content": said} for said in ("bench-000099:flood-2", "bench-@TAG@:flood-3")]
+    body = msgspec.json.encode({"messages": messages, "stream": True}).decode()
+    assert_good(run(msgspec.structs.replace(job, body=body)).streams[0], 3)
+
+
 BEFORE_HEADERS = Read(close_after_s=0.01)
 AFTER_THREE = Read(close_after_events=3)
 NOT_READING = Read(stop_after_events=1, close_after_s=0.01)
@@ -160,9 +167,9 @@ def test_what_became_of_closed_streams() -> None:
 
 def test_a_reader_that_stalls_and_comes_back(upstream: RunningUpstream) -> None:
     stalled = Read(stop_after_events=1, resume_after_s=0.02)
-    job = job_for(upstream.port, "flood-5000", 2, stalled, Read())
-    outcome = run(msgspec.structs.replace(job, receive_buffer=4096))
-    assert [(stream.events, stream.exact, stream.error) for stream in outcome.streams] == [(5000, True, "")] * 2
+    job = job_for(upstream.port, "flood-20000", 2, stalled, Read())  # more than the sockets hold
+    outcome = run(msgspec.structs.replace(job, receive_buffer=32768))
+    assert [(stream.events, stream.exact, stream.error) for stream in outcome.streams] == [(20_000, True, "")] * 2
 
 
 def test_what_never_ends_is_unfinished(upstream: RunningUpstream) -> None:
