@@ -323,3 +323,15 @@ def test_offsets_of_a_recording() -> None:
         assert stream.exact
         assert stream.last_error_ns == stream.last_event_ns - stream.first_event_ns - 3 * second
     assert outcome.lateness.total == 6
+
+
+def test_the_upstreams_own_time() -> None:
+    log = [
+        Served(0, "tools-2", 100, ended_ns=110, ending="whole"),
+        Served(1, "one", 100, first_write_ns=103, ended_ns=104, ending="whole"),
+        Served(0, "tools-2", 200, first_write_ns=205, ended_ns=290, ending="whole"),
+        Served(0, "tools-2", 300, first_write_ns=301, ended_ns=302, ending="whole"),
+        Served(2, "silent", 100),
+        Served(3, "silent", 100, ended_ns=200, ending="fin"),
+    ]
+    assert own_time_ns(log) == {0: 10 + 5, 1: 3}
