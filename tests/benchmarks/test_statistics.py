@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from benchmarks.bench.statistics import nearest_rank, ratio_interval, slope_per
@@ -48,10 +50,11 @@ def test_noise_is_no_difference() -> None:
 
 
 def test_the_seed_decides() -> None:
-    ours = {number: 1 + number * 7 % 11 / 10 for number in range(9)}
-    theirs = {number: 1 + number * 5 % 9 / 10 for number in range(9)}
+    draw = random.Random(0)
+    ours, theirs = ({number: 1 + draw.random() for number in range(20)} for _ in range(2))
     intervals = [ratio_interval(ours, theirs, seed=seed) for seed in (1, 1, 2)]
     assert intervals[0] == intervals[1]
+    assert intervals[0] != intervals[2]
     assert intervals[0].ratio == intervals[2].ratio
     assert intervals[0].low <= intervals[0].ratio <= intervals[0].high
 
