@@ -142,7 +142,7 @@ def test_memory_and_descriptors_are_what_the_process_takes() -> None:
     pipes = os.pipe()
     try:
         assert open_descriptors(os.getpid()) == files + 2
-        assert 0.95 < (pss_bytes(os.getpid()) - memory) / len(taken) < 1.1
+        assert 0.99 < (pss_bytes(os.getpid()) - memory) / len(taken) < 1.02
     finally:
         for end in pipes:
             os.close(end)
