@@ -204,7 +204,8 @@ class StoredMemory:
             window = self._settings.context_window
             said = history.history(connection, self._scope, self._session_id, window, self._run_id) if window else []
             shown = frozenset([text, *(message.content for message in said if message.role == "user")])
-        return memories.search_memories(connection, self._scope, text, _more_than(limit, shown)), shown
+        wanted = _more_than(limit, shown)
+        return memories.search_memories(connection, self._scope, text, wanted, self._run_id), shown
 
     def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
         """Without the message under way, and without a text that is shown or came before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -152,7 +153,7 @@ class Database:
                 finally:
                     if self._closed:
                         c.detach()  # its pool is gone: let it close
-        except exc.SQLAlchemyError as error:
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
             if is_operational(error):
                 reason = without_secrets(self._url, reason_of(error))
                 raise StoreUnavailableError(f"{self.name}: {reason}") from error

@@ -10,10 +10,23 @@ from sqlalchemy import Connection, RowMapping, delete, func, or_, select, update
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
+from .prepared import Prepared, given
 from .rows import Scope, StoredMemory
-from .schema import add_row, memories, owned, owner_values, page_size
+from .schema import memories, owned, owner_values, page_size
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
+
+_KEPT = tuple(column.name for column in memories.c if column.name != "number")
+_SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
+
+_ADD = Prepared(
+    lambda insert: (
+        insert(memories)
+        .values({name: given(name) for name in _KEPT})
+        .on_conflict_do_nothing()
+        .returning(*(memories.c[name] for name in _SHOWN))
+    )
+)
 
 
 def add_memory(
@@ -50,10 +63,10 @@ def add_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    kept = add_row(c, memories, row)
-    if kept is None:
+    kept = _ADD.rows(c, row)
+    if not kept:
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
-    return _stored(kept)
+    return _stored(dict(zip(_SHOWN, kept[0], strict=True)))
 
 
 def find_memory(c: Connection, scope: Scope, memory_id: str) -> StoredMemory | None:
@@ -108,15 +121,19 @@ def clear_memories(c: Connection, scope: Scope) -> int:
     return c.execute(delete(memories).where(owned(memories, scope))).rowcount
 
 
-def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list[StoredMemory]:
+def search_memories(
+    c: Connection, scope: Scope, query: str, limit: int, without: str | None = None
+) -> list[StoredMemory]:
     """What has one of the query's words or more, best first, with scores; the same in both databases.
 
-    Any text is a query; one without words finds nothing.
+    Any text is a query; one without words finds nothing. ``without`` is the id of a memory that is left out.
     """
     terms = query_terms(query)
     if not terms or limit < 1:
         return []
-    found = select_candidates(c, scope, terms)
+    found = select_candidates(c, scope, terms, without)
+    if not found:
+        return []
     scores = rank(terms, found, count_memories(c, scope, None))[:limit]
     chosen = select(memories).where(memories.c.number.in_([number for number, _ in scores]))
     rows = {row["number"]: row for row in c.execute(chosen).mappings()}
@@ -137,7 +154,7 @@ def set_embedding(c: Connection, scope: Scope, memory_id: str, embedding: bytes,
     return c.execute(change.values(embedding=embedding, embedding_model=model)).rowcount > 0
 
 
-def _stored(row: RowMapping, score: float | None = None) -> StoredMemory:
+def _stored(row: Mapping[str, Any] | RowMapping, score: float | None = None) -> StoredMemory:
     return StoredMemory(
         id=row["memory_id"],
         text=row["text"],
