@@ -197,10 +197,13 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
+        self._emitter.hold()
         try:
             self._take_pieces(pieces)
         except OutputLimitError as error:
             self._fail("output_limit", str(error))
+        finally:
+            self._emitter.release(more_follows=self.finish_reason is not None)
 
     def _take_pieces(self, pieces: Sequence[Piece]) -> None:
         progressed = False

@@ -34,6 +34,7 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 from .errors import RETRY_AFTER_SECONDS
+from .sse import WRITER
 from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
 CLEANUP_SECONDS = 5.0
@@ -200,6 +201,7 @@ class Connection(TCPServer):
         super().__init__(app, config, context, ConnectionState({}), stream)
         self._limits = limits
         self._reading = trio.CancelScope()
+        self._unsent = b""
 
     async def run(self) -> None:
         """Serve until either side closes. Raises nothing but what cancels the task (H1)."""
@@ -211,6 +213,8 @@ class Connection(TCPServer):
         except* Exception as crash:
             _logger.error("connection.crashed", exc_info=crash)
         finally:
+            if self._unsent:
+                self.stream.reset()
             with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._close()
 
@@ -229,7 +233,7 @@ class Connection(TCPServer):
                 self.config,
                 self.context,
                 tasks,
-                ConnectionState({}),
+                ConnectionState({WRITER: self}),
                 False,
                 client,
                 server,
@@ -277,8 +281,41 @@ class Connection(TCPServer):
     def _set_idle(self, idle: bool) -> None:
         self._reading.deadline = trio.current_time() + self._limits.keep_alive if idle else inf
 
+    @property
+    def behind(self) -> bool:
+        """Whether some of a chunk waits for the client to read; see ``write_now``."""
+        return bool(self._unsent)
+
+    def write_now(self, data: bytes) -> bool:
+        """Write a chunk of a streamed body past Quart and Hypercorn, if that takes no waiting; else nothing of it.
+
+        For who is sure that the response's head was sent, and nothing is being sent now. What does not fit comes
+        first at the next write, which is to follow: ``flush``.
+        """
+        if self._unsent or self.send_lock.locked() or not self._is_chunked():
+            return False
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        try:
+            sent = self.stream.send_now(chunk)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False  # who writes on, in a task of its own, finds out
+        if not sent:
+            return False
+        self._unsent = chunk[sent:]
+        return True
+
+    async def flush(self) -> None:
+        """Wait for the client to have read so far that all is written, or break the connection as ``_write`` does."""
+        await self._write(b"")
+
+    def _is_chunked(self) -> bool:
+        """Whether the response under way comes in chunks: in HTTP/1.0 it does not."""
+        http = self.protocol.connection
+        return http.our_state is h11.SEND_BODY and http.their_http_version == b"1.1"
+
     async def _write(self, data: bytes) -> None:
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
+        data, self._unsent = self._unsent + data, b""
         try:
             sent = 0 if self.send_lock.locked() else self.stream.send_now(data)
             if sent < len(data):

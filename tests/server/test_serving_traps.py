@@ -785,14 +785,14 @@ async def test_q10_a_bug_in_a_body_is_logged_and_seen_as_a_broken_stream(
     async with open_world() as world:
         world.add_agent(provider=ScriptedProvider(*words(10)))
 
-        async def break_the_log(run: Run) -> None:
+        async def break_the_body() -> None:
             await trio.sleep(2.5)
-            monkeypatch.setattr(run.log, "read", crash)
+            monkeypatch.setattr("server.serving.Connection.write_now", crash)
 
         async with world.open_chat() as answer:
             run = world.supervisor.find(answer.run_id)
             assert run is not None
-            world.nursery.start_soon(break_the_log, run)
+            world.nursery.start_soon(break_the_body)
             with pytest.raises(httpx.TransportError):
                 [event async for event in answer]
         assert trio.current_time() == 3
