@@ -1,6 +1,6 @@
 """What an event costs a server in CPU, arm beside arm, and where Lumos spends it.
 
-    python -m benchmarks.token_cost [--arms lumos,floor,...] [--work flood,paced,...] [--rounds 5]
+    python -m benchmarks.token_cost [--arms lumos,floor,...] [--work flood,paced,...] [--rounds 5] [--before CHECKOUT]
     python -m benchmarks.token_cost --profile paced
 
 Servers run pinned to core 1, upstream and client to core 0. All arms are up during all rounds and take turns. Shown are
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ import click
 import msgspec
 
 from benchmarks.bench import arms as arms_module
-from benchmarks.bench.arms import RunningArm, find_arm, started
+from benchmarks.bench.arms import Arm, RunningArm, find_arm, started
 from benchmarks.bench.drive import ROOT, RunningUpstream, run_client, running_upstream
 from benchmarks.bench.job import TAG, Job, Progress
-from benchmarks.bench.launching import Launch
+from benchmarks.bench.launching import Launch, Order
 
 SERVER_CORE, OTHER_CORE = 1, 0
 
@@ -48,7 +48,7 @@ WORK = {
     "flood-long": Work("flood-10000", 5),
     "paced": Work("paced-20x100", 200, 1.0),
     "paced-1": Work("paced-20x100", 1),
-    "steady": Work("paced-10x100", 100, 3.0),
+    "steady": Work("paced-10x50", 100, 2.0),
     "gpt4o": Work("gpt4o", 160, 2.0),
 }
 MODELS = tuple(dict.fromkeys(work.model for work in WORK.values()))
@@ -104,16 +104,21 @@ def one_round(
     return Figures(spent / outcome.events * 1e6, steady, outcome.lateness.percentile(99) / 1e6)
 
 
-def compare(names: Sequence[str], works: Sequence[str], rounds: int) -> None:
-    """Print a table of the arms."""
+def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Path | None) -> None:
+    """Print a table of the arms; of Lumos as it is in the checkout ``before``, too."""
     with running_upstream(cpu=OTHER_CORE) as upstream, ExitStack() as stack:
         running = [
             stack.enter_context(started(find_arm(name), upstream.base_url, MODELS, core=SERVER_CORE)) for name in names
         ]
+        if before is not None:
+            with _launching({"PYTHONPATH": str(before)}):
+                old = stack.enter_context(started(find_arm("lumos"), upstream.base_url, MODELS, core=SERVER_CORE))
+            arm = msgspec.structs.replace(old.arm, name="lumos-before")
+            running.append(msgspec.structs.replace(old, arm=arm))
         for one in running:
             one_round(one, WORK["flood"], upstream)
         for name in works:
-            found: dict[str, list[Figures]] = {arm: [] for arm in names}
+            found: dict[str, list[Figures]] = {one.arm.name: [] for one in running}
             for number in range(rounds):
                 turn = number % len(running)
                 for one in running[turn:] + running[:turn]:
@@ -167,23 +172,29 @@ if os.environ.get("LUMOS_SAMPLES"):
 
 
 @contextmanager
+def _launching(more: Mapping[str, str]) -> Iterator[None]:
+    """Arms started in the block see these variables too."""
+    plain = arms_module._launch
+
+    def launch(arm: Arm, order: Order) -> Launch:
+        made = plain(arm, order)
+        return msgspec.structs.replace(made, environment={**made.environment, **more})
+
+    arms_module._launch = launch
+    try:
+        yield
+    finally:
+        arms_module._launch = plain
+
+
+@contextmanager
 def _sampling() -> Iterator[Path]:
     """Lumos arms started in the block can be sampled (SIGUSR1 begins, SIGUSR2 writes the file)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sitecustomize.py").write_text(_SITE)
-        plain = arms_module._launch
-
-        def launch(*args: object) -> Launch:
-            made: Launch = plain(*args)  # type: ignore[arg-type]
-            more = {"PYTHONPATH": f"{folder}:{ROOT}", "LUMOS_SAMPLES": str(folder / "samples")}
-            return msgspec.structs.replace(made, environment={**made.environment, **more})
-
-        arms_module._launch = launch
-        try:
+        with _launching({"PYTHONPATH": f"{folder}:{ROOT}", "LUMOS_SAMPLES": str(folder / "samples")}):
             yield folder / "samples"
-        finally:
-            arms_module._launch = plain
 
 
 def profile(name: str, work: str) -> None:
@@ -223,13 +234,14 @@ def _print_profile(samples: list[tuple[tuple[tuple[str, str, int], ...], int]], 
 @click.option("--work", default="flood,paced,gpt4o")
 @click.option("--rounds", default=5)
 @click.option("--profile", "profiled", default=None, help="The work to profile instead.")
-def main(arms: str, work: str, rounds: int, profiled: str | None) -> None:
+@click.option("--before", type=click.Path(path_type=Path), default=None, help="A checkout to compare Lumos with.")
+def main(arms: str, work: str, rounds: int, profiled: str | None, before: Path | None) -> None:
     """Measure."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if profiled:
         profile(arms.split(",")[0], profiled)
     else:
-        compare(arms.split(","), work.split(","), rounds)
+        compare(arms.split(","), work.split(","), rounds, before)
 
 
 if __name__ == "__main__":
