@@ -123,7 +123,7 @@ async def test_death_at_any_point_leaves_the_database_whole(path: Path, doomed: 
         running, done = check(path)
         assert done == saved
     assert saved > POINTS_OF_TWO_TURNS // 3
-    assert running > POINTS_OF_TWO_TURNS // 3
+    assert running > POINTS_OF_TWO_TURNS // 4
     await assert_opens_and_interrupts(path, running)
 
 
