@@ -112,10 +112,26 @@ class Probe(trio.abc.Instrument):
         for title, profiles in (("main thread", [self._main]), ("worker threads", list(self._profiles.values()))):
             if profiles:
                 stats = pstats.Stats(*profiles, stream=text)
-                text.write(f"\n== {title}\n")
+                text.write(f"\n== {title}\n{_by_package(stats)}\n")
                 stats.sort_stats("tottime").print_stats(LINES)
                 stats.sort_stats("cumulative").print_stats(LINES * 2)
         return text.getvalue()
+
+
+def _by_package(stats: Any) -> str:
+    """Seconds and calls by whose code it is; a C function counts for itself."""
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for (path, _, name), (_, count, own, _, _) in stats.stats.items():
+        parts = Path(path).parts
+        whose = parts[parts.index("site-packages") + 1] if "site-packages" in parts else name if path == "~" else path
+        for ours in ("server/store", "server", "engine", "providers"):
+            if f"/{ours}/" in path and "site-packages" not in path:
+                whose = ours
+                break
+        seconds[whose] += own
+        calls[whose] += count
+    return "\n".join(f"{calls[whose]:9} {own:8.3f} s  {whose}" for whose, own in seconds.most_common(24))
 
 
 def main() -> None:
