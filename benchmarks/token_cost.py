@@ -48,7 +48,7 @@ WORK = {
     "flood-long": Work("flood-10000", 5),
     "paced": Work("paced-20x100", 200, 1.0),
     "paced-1": Work("paced-20x100", 1),
-    "steady": Work("paced-10x50", 100, 2.0),
+    "steady": Work("paced-10x80", 60, 3.0),
     "gpt4o": Work("gpt4o", 160, 2.0),
 }
 MODELS = tuple(dict.fromkeys(work.model for work in WORK.values()))
@@ -122,13 +122,16 @@ def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Pat
             for number in range(rounds):
                 turn = number % len(running)
                 for one in running[turn:] + running[:turn]:
-                    found[one.arm.name].append(one_round(one, WORK[name], upstream))
+                    try:
+                        found[one.arm.name].append(one_round(one, WORK[name], upstream))
+                    except RuntimeError as failure:
+                        print(str(failure)[:300])
             _tell(name, found)
 
 
 def _tell(work: str, found: dict[str, list[Figures]]) -> None:
     ours = _least(next(iter(found.values())))
-    for arm, figures in found.items():
+    for arm, figures in ((arm, figures) for arm, figures in found.items() if figures):
         least = _least(figures)
         print(
             f"{work:11} {arm:16} event {least.event_us:7.1f} steady {least.steady_us:7.1f} "
