@@ -126,7 +126,11 @@ class _ModelClient(httpx.AsyncClient):
         """As httpx's, but for what the class leaves out; a URL with a name and a password takes httpx's own way."""
         if self.is_closed or not stream or options or request.url.userinfo:
             return await super().send(request, stream=stream, **options)
-        response = await self._straight.handle_async_request(request)
+        try:
+            response = await self._straight.handle_async_request(request)
+        except httpx.RequestError as error:
+            error.request = request
+            raise
         response.request = request
         _httpx_logger.info('HTTP Request: %s %s "%d"', request.method, request.url, response.status_code)
         return response
@@ -214,7 +218,10 @@ def _quiet_request(client: httpx.AsyncClient, request: VendorRequest, emit: Emit
     headers = client.headers.copy()
     headers.update(request.headers)
     extensions = {"request_sent": lambda: emit([RequestSentPiece()])}
-    return httpx.Request("POST", _url(request.url), content=request.content, headers=headers, extensions=extensions)
+    url = _url(request.url)
+    quiet = httpx.Request("POST", url, content=request.content, headers=headers, extensions=extensions)
+    quiet.url = url  # it had made a plain one of it
+    return quiet
 
 
 def _meaning_of(error: httpx.TransportError) -> ProviderError:
