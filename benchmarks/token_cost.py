@@ -46,8 +46,10 @@ WORK = {
     "one": Work("one", 100, 1.0),
     "flood": Work("flood-200", 50),
     "flood-long": Work("flood-10000", 5),
-    "paced": Work("paced-20x100", 200, 1.0),
+    "paced": Work("paced-20x120", 120, 3.0),
     "paced-1": Work("paced-20x100", 1),
+    "short": Work("paced-20x100", 60, 3.0),
+    "long": Work("paced-20x1000", 2),
     "steady": Work("paced-10x80", 60, 3.0),
     "gpt4o": Work("gpt4o", 160, 2.0),
 }
