@@ -27,6 +27,14 @@ _ADD = Prepared(
         .returning(*(memories.c[name] for name in _SHOWN))
     )
 )
+_ANY = Prepared(
+    lambda _: (
+        select(memories.c.number)
+        .where(*(memories.c[name] == given(name) for name in ("tenant_id", "user_id", "agent_id")))
+        .where(memories.c.memory_id != given("memory_id"))
+        .limit(1)
+    )
+)
 
 
 def add_memory(
@@ -91,6 +99,11 @@ def count_memories(c: Connection, scope: Scope, kind: MemoryKind | None) -> int:
     if kind is not None:
         query = query.where(memories.c.kind == kind)
     return c.execute(query).scalar_one()
+
+
+def has_any(c: Connection, scope: Scope, without: str) -> bool:
+    """Whether there is a memory but for that of this id."""
+    return bool(_ANY.rows(c, {**owner_values(scope), "memory_id": without}))
 
 
 def update_memory(
