@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol
 
@@ -162,13 +163,17 @@ class StreamConnection(TrioASGIHTTPConnection):
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         body = response.response
-        if isinstance(body, EventStreamBody) and response.status_code == 200 and self.scope["method"] != "HEAD":
+        if isinstance(body, EventStreamBody) and self._comes_in_chunks(response):
             body.writer = self.scope.get("state", {}).get(WRITER)
         with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
             try:
                 await super()._send_response(send, response)  # unfinished, without its last chunk, Hypercorn breaks it
             except EventsLostError as error:
                 _logger.warning("stream.cut", path=self.scope["path"], reason=str(error))
+
+    def _comes_in_chunks(self, response: ResponseTypes) -> bool:
+        is_plain = response.status_code == HTTPStatus.OK and "Content-Length" not in response.headers
+        return is_plain and self.scope["http_version"] == "1.1" and self.scope["method"] != "HEAD"
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
