@@ -23,8 +23,9 @@ from trio.testing import MockClock
 
 from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, Run, RunSupervisor, TextDelta
 from server.app import API, Services, create_app
+from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
-from server.serving import LINGER_SECONDS, ServingLimits, serve
+from server.serving import ServingLimits, serve
 from server.sse import EventStreamBody, stream_response
 from server.testing.memory_network import MemoryConnection
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
