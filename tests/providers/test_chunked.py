@@ -20,14 +20,10 @@ def fed(reads: Sequence[bytes]) -> tuple[bytes, bytes | None]:
     """The data of the chunks, and what is left for h11."""
     reader = ChunkedReader()
     parts: list[bytes] = []
-    rest = b""
-    for read in reads:
-        if reader.rest is None:
-            reader.feed(read, parts)
-            rest = reader.rest or b""
-        else:
-            rest += read
-    return b"".join(parts), rest if reader.rest is not None else None
+    unread = list(reads)
+    while unread and reader.rest is None:
+        reader.feed(unread.pop(0), parts)
+    return b"".join(parts), None if reader.rest is None else b"".join([reader.rest, *unread])
 
 
 def feed_all(reader: ChunkedReader, reads: Sequence[bytes], parts: list[bytes]) -> None:

@@ -21,7 +21,7 @@ from quart import Response
 from quart.wrappers.response import ResponseBody
 from trio.testing import MockClock
 
-from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, Run, RunSupervisor, TextDelta
+from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, RunSupervisor, TextDelta
 from server.app import API, Services, create_app
 from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
