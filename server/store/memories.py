@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,13 @@ from sqlalchemy import Connection, RowMapping, delete, func, or_, select, update
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
-from .prepared import Prepared, given
+from .prepared import Prepared, given, rows_of_text
 from .rows import Scope, StoredMemory
 from .schema import memories, owned, owner_values, page_size
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
 
+_OWNER = ("tenant_id", "user_id", "agent_id")
 _KEPT = tuple(column.name for column in memories.c if column.name != "number")
 _SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
 
@@ -27,11 +29,13 @@ _ADD = Prepared(
         .returning(*(memories.c[name] for name in _SHOWN))
     )
 )
+_COUNT = Prepared(
+    lambda _: select(func.count()).select_from(memories).where(*(memories.c[name] == given(name) for name in _OWNER))
+)
 _ANY = Prepared(
     lambda _: (
         select(memories.c.number)
-        .where(*(memories.c[name] == given(name) for name in ("tenant_id", "user_id", "agent_id")))
-        .where(memories.c.memory_id != given("memory_id"))
+        .where(*(memories.c[name] == given(name) for name in _OWNER), memories.c.memory_id != given("memory_id"))
         .limit(1)
     )
 )
@@ -147,9 +151,11 @@ def search_memories(
     found = select_candidates(c, scope, terms, without)
     if not found:
         return []
-    scores = rank(terms, found, count_memories(c, scope, None))[:limit]
-    chosen = select(memories).where(memories.c.number.in_([number for number, _ in scores]))
-    rows = {row["number"]: row for row in c.execute(chosen).mappings()}
+    ((total,),) = _COUNT.rows(c, owner_values(scope))
+    scores = rank(terms, found, total)[:limit]
+    numbers = ", ".join(str(number) for number, _ in scores)
+    chosen = rows_of_text(c, f"SELECT {', '.join(('number', *_SHOWN))} FROM memories WHERE number IN ({numbers})", {})
+    rows = {number: dict(zip(_SHOWN, (*row, json.loads(metadata)), strict=True)) for number, *row, metadata in chosen}
     # On PostgreSQL a memory may have been deleted since it was found.
     return [_stored(rows[number], score) for number, score in scores if number in rows]
 
