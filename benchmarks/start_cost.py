@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -59,8 +60,8 @@ def serving(checkout: Path, upstream: RunningUpstream, probe: Path | None = None
         program = ["-c", _SERVE] if probe is None else ["-m", "benchmarks.start_probe", str(probe)]
         environment = {**launch.environment, "PYTHONPATH": str(checkout)}
         command = [sys.executable, *program, *launch.command[1:]]
-        place = {"port": order.port, "ready_path": "/health/ready", "folder": order.folder, "core": SERVER_CORE}
-        with running(command, environment, **place) as process:
+        run = partial(running, command, environment, port=order.port, ready_path="/health/ready")
+        with run(folder=order.folder, core=SERVER_CORE) as process:
             yield Server(str(checkout), process, dict(launch.headers))
 
 
