@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 import msgspec
@@ -103,7 +104,7 @@ def one_round(
     if len(full) > 2:
         (first, cpu_first), (last, cpu_last) = full[0], full[-1]
         steady = (cpu_last - cpu_first) / (last - first) * 1e6
-    return Figures(spent / outcome.events * 1e6, steady, outcome.lateness.percentile(99) / 1e6)
+    return Figures(spent / outcome.events * 1e6, steady, (outcome.lateness.percentile(99) or 0) / 1e6)
 
 
 def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Path | None) -> None:
@@ -202,36 +203,48 @@ def _sampling() -> Iterator[Path]:
             yield folder / "samples"
 
 
+Samples: TypeAlias = list[tuple[tuple[tuple[str, str, int], ...], int]]
+"""Stacks, the innermost frame first, and how often each was seen."""
+
+
 def profile(name: str, work: str) -> None:
     """Print where the arm's time goes."""
-    with _sampling() as file, running_upstream(cpu=OTHER_CORE) as upstream:
-        with started(find_arm(name), upstream.base_url, MODELS, core=SERVER_CORE) as running:
-            one_round(running, WORK["flood"], upstream)
-            begin = partial(os.kill, running.process.pid, signal.SIGUSR1)
+    arm = find_arm(name)
+    with (
+        _sampling() as file,
+        running_upstream(cpu=OTHER_CORE) as upstream,
+        started(arm, upstream.base_url, MODELS, core=SERVER_CORE) as running,
+    ):
+        one_round(running, WORK["flood"], upstream)
+        begin = partial(os.kill, running.process.pid, signal.SIGUSR1)
+        if WORK[work].model.startswith("flood"):  # over before the client tells for the first time
+            begin()
+            cost = one_round(running, WORK[work], upstream).event_us
+        else:
             cost = one_round(running, WORK[work], upstream, begin).steady_us
-            os.kill(running.process.pid, signal.SIGUSR2)
-            while not file.exists():
-                time.sleep(0.05)
-            samples: list[tuple[tuple[tuple[str, str, int], ...], int]] = eval(file.read_text())  # noqa: S307
+        os.kill(running.process.pid, signal.SIGUSR2)
+        while not file.exists():
+            time.sleep(0.05)
+        samples: Samples = eval(file.read_text())
     _print_profile(samples, cost)
 
 
-def _print_profile(samples: list[tuple[tuple[tuple[str, str, int], ...], int]], event_us: float) -> None:
+def _print_profile(samples: Samples, event_us: float) -> None:
     total = sum(count for _, count in samples)
-    own: Counter[tuple[str, str]] = Counter()
-    line: Counter[tuple[str, str, int]] = Counter()
-    within: Counter[tuple[str, str]] = Counter()
+    own: Counter[tuple[object, ...]] = Counter()
+    line: Counter[tuple[object, ...]] = Counter()
+    within: Counter[tuple[object, ...]] = Counter()
     for stack, count in samples:
         own[stack[0][:2]] += count
         line[stack[0]] += count
-        for where in {frame[:2] for frame in stack}:
-            within[where] += count
+        for place in {frame[:2] for frame in stack}:
+            within[place] += count
     print(f"{total} samples, {event_us:.1f} us an event")
     for title, counter in (("own time", own), ("with what it calls", within), ("lines", line)):
         print(f"--- {title}")
-        for where, count in counter.most_common(40):  # type: ignore[attr-defined]
-            place = "/".join(where[0].split("/")[-3:])
-            print(f"{100 * count / total:5.1f} % {event_us * count / total:6.2f} us  {place} {where[1:]}")
+        for where, count in counter.most_common(40):
+            name = "/".join(str(where[0]).split("/")[-3:])
+            print(f"{100 * count / total:5.1f} % {event_us * count / total:6.2f} us  {name} {where[1:]}")
 
 
 @click.command()
@@ -244,7 +257,7 @@ def main(arms: str, work: str, rounds: int, profiled: str | None, before: Path |
     """Measure."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if profiled:
-        profile(arms.split(",")[0], profiled)
+        profile(arms.partition(",")[0], profiled)
     else:
         compare(arms.split(","), work.split(","), rounds, before)
 
