@@ -188,3 +188,33 @@ async def test_cancelled_once_it_has_begun_it_is_made_to_its_end(busy: Busy, pla
     assert gave == [True, True]
     for run_id in ("slow", "quick"):
         assert await busy.database.read(find_run, run_id) is not None
+
+
+async def test_cancelled_as_it_becomes_the_one_who_makes_them_it_makes_them(busy: Busy) -> None:
+    scope = trio.CancelScope()
+    gave: list[str] = []
+
+    async def write(name: str, own: trio.CancelScope) -> None:
+        with own:
+            gave.append(await busy.database.write(begin(name)))
+
+    async def cancel_behind(token: trio.lowlevel.TrioToken, begun: trio.Event, may_end: threading.Event) -> None:
+        def wait(_: Connection) -> None:
+            token.run_sync_soon(begun.set)
+            assert may_end.wait(20)
+
+        await busy.database.write(wait)
+        scope.cancel(reason="the test")  # in the step in which the next one was called
+
+    begun, may_end = trio.Event(), threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_behind, trio.lowlevel.current_trio_token(), begun, may_end)
+        await trio.testing.wait_all_tasks_blocked()
+        busy.free()
+        await begun.wait()
+        nursery.start_soon(write, "cancelled", scope)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(write, "other", trio.CancelScope())
+        await trio.testing.wait_all_tasks_blocked()
+        may_end.set()
+    assert sorted(gave) == ["cancelled", "other"]
