@@ -81,11 +81,15 @@ class Progress:
     """The progress scope of one attempt: its deadline moves as the phase changes, and the phase names the code.
 
     Use as ``with progress.scope: …`` and test ``progress.scope.cancelled_caught`` outside.
+
+    Attributes:
+        limit: the current phase's seconds; infinite while a provider keeps the deadlines of its attempts itself.
     """
 
     def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
         self.phase: Phase = "connect"
+        self.limit = deadlines.connect
         self.scope = trio.CancelScope(deadline=trio.current_time() + deadlines.connect)
 
     def enter(self, phase: Phase) -> None:
@@ -93,16 +97,13 @@ class Progress:
 
         Does nothing once the deadline has passed: the phase that it ended gives the error its name.
         """
-        if self.scope.cancel_called:
+        now = trio.current_time()
+        if now >= self.scope.deadline:
             return
-        self.phase = phase
-        self.scope.deadline = trio.current_time() + self.limit
-
-    @property
-    def limit(self) -> float:
-        """The current phase's seconds; infinite while a provider keeps the deadlines of its attempts itself."""
-        seconds: float = getattr(self._deadlines, self.phase, inf)
-        return seconds
+        if phase != self.phase:
+            self.phase = phase
+            self.limit = getattr(self._deadlines, phase, inf)
+        self.scope.deadline = now + self.limit
 
     @property
     def error_code(self) -> TimeoutCode:

@@ -131,6 +131,14 @@ class Emitter:
             self._seal()
             self._log.append(event, inf if closes(event) else self._max_run_bytes)
 
+    def hold(self) -> None:
+        """What comes from here to ``release`` is one piece of news for the log's readers."""
+        self._log.hold()
+
+    def release(self, *, more_follows: bool) -> None:
+        """Let the readers have it; ``more_follows`` as ``RunLog.release`` has it."""
+        self._log.release(more_follows=more_follows)
+
     def forget(self) -> None:
         """Drop the text kept for ``response``: the terminal event has what is still wanted."""
         self._said.clear()

@@ -7,10 +7,10 @@ a token wait.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 import trio
@@ -68,6 +68,31 @@ class Gathering(Protocol):
         ...
 
 
+Take: TypeAlias = Callable[[Sequence[LogEntry]], bool]
+"""Takes what is new at once, without waiting, in the task that said it; False: not taken, the reader is to come for it.
+What it raises, the reader's ``read`` raises."""
+
+
+class _Taker:
+    """A reader that waits and has something taken for it meanwhile."""
+
+    __slots__ = ("after", "bug", "parked", "take")
+
+    def __init__(self, after: int, take: Take) -> None:
+        self.after = after
+        self.take = take
+        self.parked = trio.lowlevel.ParkingLot()
+        self.bug: Exception | None = None
+
+    def offer(self, entries: Sequence[LogEntry]) -> bool:
+        """Whether they were taken. What is raised is the reader's business, and none of the run's."""
+        try:
+            return self.take(entries)
+        except Exception as bug:  # noqa: BLE001 - raised in the reader's task
+            self.bug = bug
+            return False
+
+
 class RunLog:
     """Append-only events of one run, read by any number of readers from any number on.
 
@@ -90,6 +115,8 @@ class RunLog:
         self._order = EventOrder()
         self._waiting = trio.lowlevel.ParkingLot()
         self._waiting_for_several: tuple[trio.lowlevel.ParkingLot, ...] = ()
+        self._takers: dict[_Taker, None] = {}
+        self._held = self._changed = False
 
     @property
     def last_seq(self) -> int:
@@ -134,6 +161,47 @@ class RunLog:
 
     def wake(self) -> None:
         """Let waiting readers look again: gathered text has come due, or has begun to gather."""
+        if self._held:
+            self._changed = True
+            return
+        for taker in self._takers:
+            taker.parked.unpark_all()
+        self._takers.clear()
+        self._wake_others()
+
+    def hold(self) -> None:
+        """What is appended and gathered from here to ``release`` is news once, then. Nobody waits in between."""
+        self._held = True
+
+    def release(self, *, more_follows: bool = False) -> None:
+        """Tell of what came since ``hold``. Readers with a ``take`` are not even woken while it takes everything.
+
+        ``more_follows``: before anybody else can run. Then all are woken, and find it together.
+        """
+        if self._changed and not more_follows:
+            self._serve_takers()  # still held: what it seals is no news of its own
+            self._wake_others()
+            self._changed = False
+        self._held = False
+        if self._changed:
+            self._changed = False
+            self.wake()
+
+    def _serve_takers(self) -> None:
+        if not self._takers:
+            return
+        if self.gathering is not None:
+            self.gathering.seal_if_due()
+        must_look = self.ended or (self.gathering is not None and self.gathering.due_at < inf)
+        for taker in list(self._takers):
+            entries = self._entries[taker.after :]
+            if not must_look and (not entries or taker.offer(entries)):
+                taker.after = len(self._entries)
+            else:
+                del self._takers[taker]
+                taker.parked.unpark_all()
+
+    def _wake_others(self) -> None:
         self._waiting.unpark_all()
         for lot in self._waiting_for_several:
             lot.unpark_all()
@@ -161,18 +229,20 @@ class RunLog:
         while not self.ended:
             await self._waiting.park()
 
-    async def read(self, after: int = 0, deadline: float = inf) -> list[LogEntry]:
+    async def read(self, after: int = 0, deadline: float = inf, take: Take | None = None) -> list[LogEntry]:
         """Everything after number ``after``, as soon as there is something.
 
         Args:
             after: the last number that the reader has; 0 for all.
             deadline: when to stop waiting, on trio's clock (a heartbeat's time, say).
+            take: is offered what comes while this waits; it goes on waiting for what comes after what was taken.
 
         Returns:
             The entries in order. Empty when the run has ended and all is read, or when the deadline passed:
             ``ended`` tells which.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        taker = None if take is None else _Taker(after, take)
         while True:
             due = inf
             if self.gathering is not None:
@@ -183,4 +253,17 @@ class RunLog:
             if self.ended or trio.current_time() >= deadline:
                 return []
             with trio.CancelScope(deadline=min(due, deadline)):
-                await self._waiting.park()
+                if taker is None:
+                    await self._waiting.park()
+                else:
+                    await self._wait_taking(taker)
+            after = after if taker is None else taker.after
+
+    async def _wait_taking(self, taker: _Taker) -> None:
+        self._takers[taker] = None
+        try:
+            await taker.parked.park()
+        finally:
+            self._takers.pop(taker, None)
+        if taker.bug is not None:
+            raise taker.bug

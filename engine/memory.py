@@ -130,6 +130,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         context_window: messages of the session's history that the model is shown.
         recall_limit: remembered things that the model is shown.
+        has_document: whether there can be a working memory: else it is not read.
         wait: seconds that the reads may hold the model's request back; what has not come by then is gone without.
     """
 
@@ -137,6 +138,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     context_window: int = 10
     recall_limit: int = 5
     wait: float = 0.2
+    has_document: bool = True
 
     def __post_init__(self) -> None:
         if self.context_window < 0 or self.recall_limit < 0 or not self.wait >= 0:

@@ -212,43 +212,72 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
+        self._emitter.hold()
         try:
             self._take_pieces(pieces)
         except OutputLimitError as error:
             self._fail("output_limit", str(error))
+        finally:
+            self._emitter.release(more_follows=self.finish_reason is not None)
 
     def _take_pieces(self, pieces: Sequence[Piece]) -> None:
+        """Take them in order; texts that follow each other are taken as one, as a fast model's read brings hundreds."""
         progressed = False
+        texts: list[str] = []
         for piece in pieces:
+            if isinstance(piece, TextPiece):
+                texts.append(piece.text)
+                continue
+            if texts:
+                progressed = self._take_texts(texts, progressed)
+                texts = []
             if self._emitter.ended:  # the provider has not met its cancellation yet
                 return
-            match piece:
-                case TextPiece(text):
-                    progressed = progressed or self._progresses(text)
-                    self._take_text(text)
-                case ReasoningPiece(text):
-                    progressed = progressed or self._progresses(text)
-                    self._emitter.reasoning(text, self.step_id)
-                    self._reasoning.append(text)
-                case ToolCallPiece(_, call_id, name, fragment):
-                    if self.request.tools:
-                        progressed = progressed or self._progresses(call_id or name or fragment)
-                    self._take_call(piece)
-                case UsagePiece():
-                    self._take_usage(reported_usage(piece))
-                case FinishPiece(reason):
-                    self.finish_reason = reason
-                case RequestSentPiece():
-                    self._is_billed = True
-                    self._on_sent()
-                    if self._progress.phase != "attempts":
-                        self._progress.enter("first_token")
-                case AttemptsPiece():
-                    self._progress.enter("attempts")
-                case AnsweredByPiece(provider, model):
-                    self.answered_by = AnsweredByPiece(short(provider), short(model))
-                case ContinuationPiece(state):
-                    self._continuation = state
+            progressed = self._take_other(piece, progressed)
+        if texts:
+            self._take_texts(texts, progressed)
+
+    def _take_texts(self, texts: list[str], progressed: bool) -> bool:
+        """Whether there was progress now. Of too many, those are taken that the run has room for."""
+        if self._emitter.ended:
+            return progressed
+        text = texts[0] if len(texts) == 1 else "".join(texts)
+        progressed = progressed or self._progresses(text)
+        try:
+            self._take_text(text)
+        except OutputLimitError:
+            for one in texts:
+                self._take_text(one)
+            raise
+        return progressed
+
+    def _take_other(self, piece: Piece, progressed: bool) -> bool:
+        """Take a piece that is no text; whether there was progress now."""
+        match piece:
+            case ReasoningPiece(text):
+                progressed = progressed or self._progresses(text)
+                self._emitter.reasoning(text, self.step_id)
+                self._reasoning.append(text)
+            case ToolCallPiece(_, call_id, name, fragment):
+                if self.request.tools:
+                    progressed = progressed or self._progresses(call_id or name or fragment)
+                self._take_call(piece)
+            case UsagePiece():
+                self._take_usage(reported_usage(piece))
+            case FinishPiece(reason):
+                self.finish_reason = reason
+            case RequestSentPiece():
+                self._is_billed = True
+                self._on_sent()
+                if self._progress.phase != "attempts":
+                    self._progress.enter("first_token")
+            case AttemptsPiece():
+                self._progress.enter("attempts")
+            case AnsweredByPiece(provider, model):
+                self.answered_by = AnsweredByPiece(short(provider), short(model))
+            case ContinuationPiece(state):
+                self._continuation = state
+        return progressed
 
     def _progresses(self, content: str | None) -> bool:
         """Whether that is progress: content is. It keeps the idle deadline off, once for all that one read brought."""

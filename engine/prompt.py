@@ -58,7 +58,7 @@ async def read_context(
 
     parts = _parts(use, last_user_text(request))
     reads = [guests.invite(f"memory {name}", partial(read, name, part)) for name, part in parts.items()]
-    with trio.CancelScope(deadline=deadline) as limit:  # noqa: ASYNC912 - there are three
+    with trio.CancelScope(deadline=deadline) as limit:  # noqa: ASYNC912 - there are some
         for gone in reads:
             await gone.wait()
     missed = [name for name in parts if name not in arrived]
@@ -82,6 +82,8 @@ def _parts(use: MemoryUse, question: str) -> dict[str, Callable[[], Awaitable[An
     async def recalled() -> Sequence[str]:
         return [_memory_line(entry) for entry in await memory.recall(question, use.recall_limit) if entry.text.strip()]
 
+    if not use.has_document:
+        return {"history": history, "memories": recalled}
     return {"history": history, "working_memory": document, "memories": recalled}
 
 

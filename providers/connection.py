@@ -11,6 +11,7 @@ import h11
 import httpx
 import trio
 
+from .chunked import ChunkedReader
 from .network import READ_BYTES, is_readable
 
 MAX_HEAD_BYTES = 65_536
@@ -18,6 +19,9 @@ MAX_HEAD_BYTES = 65_536
 
 HTTP = b"HTTP/"
 """What the head of a response begins with."""
+
+_END_OF_HEAD = b"\r\n\r\n"
+_PLAIN_METHODS = (b"GET", b"POST")
 
 STALE_SECONDS = 1.0
 """A server that had closed a connection says so one round trip after the request; one that closes later had the
@@ -92,6 +96,7 @@ class Connection:
         self._forwarding = stream if isinstance(stream, Forwarding) else None
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._parsed = b""
+        self._chunks: ChunkedReader | None = None
         self._fault: h11.RemoteProtocolError | None = None
         self._reading = READING
         self._ended = self._closed = False
@@ -119,7 +124,7 @@ class Connection:
             on_written()
         written_at = trio.current_time()
         try:
-            return await self._read_head()
+            return await self._read_head(head.method)
         except httpx.TransportError:
             in_time = trio.current_time() - written_at <= STALE_SECONDS
             self.stale = not self.answered and (unwritten is not None or in_time)
@@ -138,8 +143,7 @@ class Connection:
             if self._fault is not None:
                 with self._reading:
                     raise self._fault
-            await self._read()
-            self._parse_body()
+            self._take_body(await self._read())
         chunk, self._parsed = self._parsed, b""
         return chunk
 
@@ -186,24 +190,49 @@ class Connection:
                 self._http.send_failed()
                 raise
 
-    async def _read_head(self) -> h11.Response:
+    async def _read_head(self, method: bytes) -> h11.Response:
         while True:
-            await self._read()
+            data = await self._read()
+            end_of_head = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+            if end_of_head < len(_END_OF_HEAD):
+                end_of_head = len(data)
             with self._reading:
+                self._http.receive_data(data[:end_of_head])
                 head = self._parse_head()
+                rest = data[end_of_head:]
+                if head is not None:
+                    self._chunks = ChunkedReader() if self._is_plain(method, head) else None
+                    if rest:
+                        self._take_body(rest)
+                    else:
+                        self._parse_body()
+                    return head
+                if rest:
+                    self._http.receive_data(rest)
+                    head = self._parse_head()
             if head is not None:
                 self._parse_body()
                 return head
 
-    async def _read(self) -> None:
-        with READING:
+    def _is_plain(self, method: bytes, head: h11.Response) -> bool:
+        """Whether the body comes in chunks, of which h11 has seen nothing yet."""
+        if method not in _PLAIN_METHODS or head.status_code != httpx.codes.OK or self._http.trailing_data[0]:
+            return False
+        codings = [value for name, value in head.headers if name == b"transfer-encoding"]
+        return codings == [b"chunked"]
+
+    async def _read(self) -> bytes:
+        """All that one read brings."""
+        try:
             data = await self._stream.receive_some(READ_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise httpx.ReadError(str(exc) or repr(exc)) from exc
         if not data:
             self._reading = READING_AFTER_THE_END
             if not self.answered:
                 raise httpx.ReadError("the server closed the connection without an answer")
         self.answered = True
-        self._http.receive_data(bytes(data))
+        return bytes(data)
 
     def _parse_head(self) -> h11.Response | None:
         while (event := self._http.next_event()) is not h11.NEED_DATA:
@@ -214,6 +243,24 @@ class Connection:
         if not HTTP.startswith(self._http.trailing_data[0][: len(HTTP)]):
             raise h11.RemoteProtocolError("the server speaks another protocol")  # h11 would wait for a blank line
         return None
+
+    def _take_body(self, data: bytes) -> None:
+        """Take what one read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
+        chunks = self._chunks
+        if chunks is None or not data:
+            self._http.receive_data(data)
+            self._parse_body()
+            return
+        parts: list[bytes] = []
+        try:
+            chunks.feed(data, parts)
+        except h11.RemoteProtocolError as exc:
+            self._fault = exc
+        self._parsed = parts[0] if len(parts) == 1 else b"".join(parts)
+        if chunks.rest is not None:
+            self._chunks = None
+            self._http.receive_data(chunks.rest)
+            self._parse_body()
 
     def _parse_body(self) -> None:
         """Take what the last read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
@@ -229,7 +276,7 @@ class Connection:
                     break
         except h11.RemoteProtocolError as exc:
             self._fault = exc
-        self._parsed = b"".join(parts)
+        self._parsed += b"".join(parts)
 
 
 class ResponseBody(httpx.AsyncByteStream):

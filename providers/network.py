@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import httpx
 import trio
 
+from .tcp import TcpStream
+
 READ_BYTES = 65_536
 """The most that one socket read takes: what it brings is handed on as one chunk."""
 
@@ -38,7 +40,7 @@ class Connect(Protocol):
 
 @runtime_checkable
 class Readable(Protocol):
-    """What can tell without blocking whether a read would return at once, as trio's sockets can."""
+    """What can tell without blocking whether a read would return at once, as ``TcpStream`` can."""
 
     def is_readable(self) -> bool:
         """Whether bytes or the end are waiting. On an idle connection neither leaves it fit for another request."""
@@ -47,8 +49,7 @@ class Readable(Protocol):
 
 def is_readable(stream: trio.abc.Stream) -> bool:
     """Whether a read of ``stream`` would return at once; False where there is no way to tell."""
-    source = stream.socket if isinstance(stream, trio.SocketStream) else stream
-    return isinstance(source, Readable) and source.is_readable()
+    return isinstance(stream, Readable) and stream.is_readable()
 
 
 class TcpConnect:
@@ -62,7 +63,7 @@ class TcpConnect:
 
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open."""
-        stream = await trio.open_tcp_stream(host, port)
+        stream = TcpStream(await trio.open_tcp_stream(host, port))
         return await open_tls(stream, self._ssl_context, host) if tls else stream
 
 

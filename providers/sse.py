@@ -85,6 +85,8 @@ class SSEParser:
         """
         if self._too_large:
             raise EventTooLargeError(self._limit)
+        if (plain := self._plain_events(chunk)) is not None:
+            return plain
         lines = self._split(chunk if self._may_be_bom is None else self._strip_bom(chunk))
         rest = lines.pop()
         if lines and self._unfinished_line:
@@ -103,6 +105,19 @@ class SSEParser:
             self._data.clear()
             raise
         return events
+
+    def _plain_events(self, chunk: bytes) -> list[ServerSentEvent] | None:
+        """The events of a chunk that is nothing but whole ones of one ``data`` line each, as models' are; else None."""
+        if self._unfinished_line or self._data or self._event or self._may_be_bom is not None:
+            return None
+        if not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")) or b"\r" in chunk or len(chunk) > self._limit:
+            return None
+        values = chunk[6:-2].split(b"\n\ndata: ")
+        if chunk.count(b"\n") != 2 * len(values):
+            return None
+        self._after_cr = False
+        self.last_event_id = self._id
+        return [ServerSentEvent(value, "message", self._id) for value in values]
 
     def _strip_bom(self, chunk: bytes) -> bytes:
         """Hold the body's first bytes back until they are a BOM, which is dropped, or cannot become one."""

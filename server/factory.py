@@ -216,6 +216,7 @@ class AgentFactory:
                 context_window=settings.context_window,
                 recall_limit=settings.recall_limit,
                 wait=settings.wait,
+                has_document=record.working_memory is not None,
             )
 
         return memory_of

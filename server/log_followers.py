@@ -85,11 +85,12 @@ def _follows(follower: LogFollower, run: Run) -> bool:
 
 def _teller(followers: list[LogFollower]) -> Callable[[RunLog], None]:
     def tell(log: RunLog) -> None:
-        for follower in tuple(followers):
+        nonlocal followers
+        for follower in followers:
             try:
                 follower.appended(log)
             except Exception:
                 _logger.exception("run %s cannot be followed any further", log.run_id)
-                followers.remove(follower)
+                followers = [other for other in followers if other is not follower]
 
     return tell

@@ -29,10 +29,14 @@ MAX_WAITING_CHARS = 1 << 20
 FLUSH_SECONDS = 1.0
 """What the log gets at exit to be written."""
 
+GATHER_SECONDS = 0.05
+"""What a line waits for others to be written with it. A process that is killed may lose so much of its log."""
+
 
 class LogOutput:
-    """A file for log lines that never makes who logs wait: a daemon thread writes them as soon as they are there.
+    """A file for log lines that never makes who logs wait: a thread writes them, at most ``GATHER_SECONDS`` later.
 
+    It is woken for the first of several lines only: waking a thread takes the processor from the one that logs.
     Lines are dropped, and counted, while a reader that does not read has ``MAX_WAITING_CHARS`` before it, and when the
     system refuses a write (the reader has gone, the disk is full). ``tell_dropped`` makes the line that tells how many.
 
@@ -47,6 +51,7 @@ class LogOutput:
         self._lines: list[str] = []
         self._waiting_chars = 0
         self._dropped = 0
+        self._asleep = self._hurried = False
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def write(self, line: str) -> None:
@@ -57,7 +62,9 @@ class LogOutput:
                 return
             self._lines.append(line)
             self._waiting_chars += len(line)
-            self._changed.notify_all()
+            if self._asleep:
+                self._asleep = False
+                self._changed.notify_all()
 
     def flush(self) -> None:
         """The thread does."""
@@ -65,12 +72,17 @@ class LogOutput:
     def wait_written(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Block until every line is written or refused, so many seconds at most; whether they are."""
         with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._waiting_chars, seconds)
 
     def _write_lines(self) -> None:
         while True:
             with self._changed:
+                self._asleep = not self._lines
                 self._changed.wait_for(lambda: self._lines)
+                self._changed.wait_for(lambda: self._hurried, GATHER_SECONDS)
+                self._asleep = self._hurried = False
                 lines, self._lines = self._lines, []
                 dropped, self._dropped = self._dropped, 0
             lost = 0 if self._write_out("".join(lines)) else len(lines)

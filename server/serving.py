@@ -33,14 +33,12 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
+from .doorkeeper import LINGER_SECONDS, Doorkeeper
 from .errors import RETRY_AFTER_SECONDS
+from .sse import WRITER
 from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
 CLEANUP_SECONDS = 5.0
-LINGER_SECONDS = 2.0
-MAX_REFUSING = 100
-"""Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
-
 STALL_BYTES = 65_536
 
 _TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
@@ -55,13 +53,6 @@ _UNANSWERED = [(b"content-length", b"0"), (b"connection", b"close")]
 _CUT_OFF_BODY = (
     b'{"code":"SERVICE_UNAVAILABLE","message":"the server is shutting down","details":null,"timestamp":null}'
 )
-_FULL_BODY = b'{"code":"SERVICE_UNAVAILABLE","message":"too many connections","details":null,"timestamp":null}'
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-    % (RETRY_AFTER_SECONDS, len(_FULL_BODY), _FULL_BODY)
-)
-
 _logger = structlog.get_logger("lumos")
 
 
@@ -200,6 +191,7 @@ class Connection(TCPServer):
         super().__init__(app, config, context, ConnectionState({}), stream)
         self._limits = limits
         self._reading = trio.CancelScope()
+        self._unsent = b""
 
     async def run(self) -> None:
         """Serve until either side closes. Raises nothing but what cancels the task (H1)."""
@@ -211,6 +203,8 @@ class Connection(TCPServer):
         except* Exception as crash:
             _logger.error("connection.crashed", exc_info=crash)
         finally:
+            if self._unsent:
+                self.stream.reset()
             with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                 await self._close()
 
@@ -229,7 +223,7 @@ class Connection(TCPServer):
                 self.config,
                 self.context,
                 tasks,
-                ConnectionState({}),
+                ConnectionState({WRITER: self}),
                 False,
                 client,
                 server,
@@ -277,8 +271,36 @@ class Connection(TCPServer):
     def _set_idle(self, idle: bool) -> None:
         self._reading.deadline = trio.current_time() + self._limits.keep_alive if idle else inf
 
+    @property
+    def behind(self) -> bool:
+        """Whether some of a chunk waits for the client to read; see ``write_now``."""
+        return bool(self._unsent)
+
+    def write_now(self, data: bytes) -> bool:
+        """Write a chunk of a streamed body past Quart and Hypercorn, if that takes no waiting; else nothing of it.
+
+        For who is sure that it comes in chunks, that its head was sent, and that nothing is being sent now.
+        What does not fit comes first at the next write, which is to follow: ``flush``.
+        """
+        if self._unsent or self.send_lock.locked():
+            return False
+        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        try:
+            sent = self.stream.send_now(chunk)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False  # who writes on, in a task of its own, finds out
+        if not sent:
+            return False
+        self._unsent = chunk[sent:]
+        return True
+
+    async def flush(self) -> None:
+        """Wait for the client to have read so far that all is written, or break the connection as ``_write`` does."""
+        await self._write(b"")
+
     async def _write(self, data: bytes) -> None:
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
+        data, self._unsent = self._unsent + data, b""
         try:
             sent = 0 if self.send_lock.locked() else self.stream.send_now(data)
             if sent < len(data):
@@ -304,29 +326,6 @@ class Connection(TCPServer):
             raise trio.BrokenResourceError("the client does not read")
 
 
-class _Doorkeeper:
-    """Turns away connections that are too many, at the price of a few bytes each."""
-
-    def __init__(self) -> None:
-        self._refusing = 0
-
-    async def refuse(self, stream: Any) -> None:
-        """Say so in one write, wait a moment for the client to read it, and close."""
-        if self._refusing >= MAX_REFUSING:
-            stream.reset()
-            return
-        self._refusing += 1
-        try:
-            with trio.move_on_after(LINGER_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                stream.send_now(_FULL)
-                await stream.send_eof()
-                while await stream.receive_some(MAX_RECV):  # closing on unread bytes would reset the answer
-                    pass
-        finally:
-            self._refusing -= 1
-            stream.reset()
-
-
 async def serve(
     app: QuartTrio,
     listeners: Sequence[trio.abc.Listener[Any]],
@@ -345,7 +344,7 @@ async def serve(
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
 
     open_connections: set[Connection] = set()
-    doorkeeper = _Doorkeeper()
+    doorkeeper = Doorkeeper()
 
     async def serve_connection(stream: Any) -> None:
         if len(open_connections) >= limits.connections:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from http import HTTPStatus
 from types import TracebackType
+from typing import Protocol
 
 import structlog
 import trio
@@ -14,7 +16,7 @@ from quart.typing import ResponseTypes
 from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from engine.log import EventLog
+from engine.log import EventLog, LogEntry, RunLog
 
 from .errors import ApiError
 from .key_watch import KeyRevokedError, KeyWatch
@@ -26,6 +28,9 @@ HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
 PIECE_BYTES = 16 * 1024
 """What a reader has in memory of its own while it is sent, three times over: the frames themselves are shared."""
+
+WRITER = "lumos.writer"
+"""The key of the ``DirectWriter`` in the state of a request's scope."""
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -50,12 +55,33 @@ class WatchedBody(ResponseBody):
         """Nothing is open."""
 
 
+class DirectWriter(Protocol):
+    """Puts parts of a response's body on its connection past Quart and Hypercorn, between two of its pieces."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that ``write_now`` took still waits for the client to read: ``flush``."""
+        ...
+
+    def write_now(self, data: bytes) -> bool:
+        """Write without waiting; False: nothing was taken. Does not raise."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until the client has read so far that all is written."""
+        ...
+
+
 class EventStreamBody(WatchedBody):
     """The frames of a log from a cursor on: all that is there in large pieces, then live, to the terminal event.
+
+    With a ``writer``, what is said while nothing else is under way is written in the task that says it.
 
     ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
     that no proxy takes it for dead; nothing is sent while the client does not read.
     """
+
+    writer: DirectWriter | None = None
 
     def __init__(self, log: EventLog, after: int) -> None:
         self._log = log
@@ -82,14 +108,38 @@ class EventStreamBody(WatchedBody):
 
     async def _read_piece(self) -> bytes:
         """Wait for the log; ``_pieces`` keeps what is more than one piece."""
-        entries = await self._log.read(self._after, self._heartbeat_at)
-        if entries:
-            self._after = entries[-1].seq
-            self._pieces = in_pieces(entry.frame for entry in entries)
-            return next(self._pieces)
-        if self._log.ended:
-            raise StopAsyncIteration
-        return HEARTBEAT
+        while True:
+            entries = await self._read_log()
+            if entries:
+                self._after = entries[-1].seq
+                self._pieces = in_pieces(entry.frame for entry in entries)
+                return next(self._pieces)
+            if self._log.ended and self._after >= self._log.last_seq:
+                raise StopAsyncIteration
+            if trio.current_time() >= self._heartbeat_at:
+                return HEARTBEAT
+
+    async def _read_log(self) -> list[LogEntry]:
+        """What ``_take`` did not take."""
+        writer = self.writer
+        if writer is None or not isinstance(self._log, RunLog):
+            return await self._log.read(self._after, self._heartbeat_at)
+        entries = await self._log.read(self._after, self._heartbeat_at, self._take)
+        if writer.behind:
+            await writer.flush()
+        return [entry for entry in entries if entry.seq > self._after]
+
+    def _take(self, entries: Sequence[LogEntry]) -> bool:
+        """Write them, if that takes no waiting; the log calls this while ``_read_log`` waits."""
+        now = trio.current_time()
+        if self.writer is None or (self.watch is not None and now >= self.watch.due_at):
+            return False
+        piece = entries[0].frame if len(entries) == 1 else b"".join([entry.frame for entry in entries])
+        if not self.writer.write_now(piece):
+            return False
+        self._after = entries[-1].seq
+        self._heartbeat_at = now + HEARTBEAT_SECONDS
+        return not self.writer.behind
 
 
 def in_pieces(frames: Iterable[bytes]) -> Iterator[bytes]:
@@ -113,11 +163,17 @@ class StreamConnection(TrioASGIHTTPConnection):
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         body = response.response
+        if isinstance(body, EventStreamBody) and self._comes_in_chunks(response):
+            body.writer = self.scope.get("state", {}).get(WRITER)
         with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
             try:
                 await super()._send_response(send, response)  # unfinished, without its last chunk, Hypercorn breaks it
             except EventsLostError as error:
                 _logger.warning("stream.cut", path=self.scope["path"], reason=str(error))
+
+    def _comes_in_chunks(self, response: ResponseTypes) -> bool:
+        is_plain = response.status_code == HTTPStatus.OK and "Content-Length" not in response.headers
+        return is_plain and self.scope["http_version"] == "1.1" and self.scope["method"] != "HEAD"
 
 
 def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

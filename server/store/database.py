@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
+import outcome
 import trio
 from sqlalchemy import URL, Connection, Engine, exc, text
 
@@ -23,6 +25,7 @@ from .connecting import (
     without_secrets,
 )
 from .errors import AlreadyThereError, DatabaseError, StoreUnavailableError, is_operational, reason_of
+from .grouped_writes import Change, GroupedWrites, Outcome
 from .migrations import is_current, migrate
 from .presence import present_beside, present_in
 
@@ -59,6 +62,8 @@ class Database:
         self._writers = trio.CapacityLimiter(SQLITE_WRITERS if self.dialect == "sqlite" else POSTGRESQL_WRITERS)
         # One connection cannot serve two threads at once.
         self._readers = self._writers if is_in_memory(url) else trio.CapacityLimiter(READERS)
+        # On PostgreSQL writers do not wait for each other, and would hold each other's locks.
+        self._grouped = GroupedWrites(self._make_together, self._writers) if self.dialect == "sqlite" else None
 
     @classmethod
     def open(cls, url: str, *, inline: bool = False, busy_timeout: float = BUSY_SECONDS) -> Database:
@@ -110,6 +115,8 @@ class Database:
         if self._inline:
             await trio.lowlevel.checkpoint()
             return self._run(self._writing_engine, change, *args)
+        if self._grouped is not None:
+            return await self._grouped.write(lambda c: change(c, *args))
         return await trio.to_thread.run_sync(self._run, self._writing_engine, change, *args, limiter=self._writers)
 
     @contextmanager
@@ -152,11 +159,43 @@ class Database:
                 finally:
                     if self._closed:
                         c.detach()  # its pool is gone: let it close
-        except exc.SQLAlchemyError as error:
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
             if is_operational(error):
                 reason = without_secrets(self._url, reason_of(error))
                 raise StoreUnavailableError(f"{self.name}: {reason}") from error
             raise
+
+    def _make_together(self, changes: Sequence[Change]) -> Sequence[Outcome]:
+        """In one transaction; a change that raises is undone and leaves the others alone."""
+        if len(changes) == 1:
+            return [outcome.capture(self._run, self._writing_engine, changes[0])]
+        try:
+            return self._run(self._writing_engine, _each_by_itself, changes)
+        except StoreUnavailableError as error:  # everybody's: nothing was kept
+            return [outcome.Error(_for_one(error)) for _ in changes]
+
+
+def _for_one(shared: StoreUnavailableError) -> StoreUnavailableError:
+    """The error once more: one that several tasks raised would collect all their tracebacks."""
+    error = StoreUnavailableError(*shared.args)
+    error.__cause__ = shared.__cause__
+    return error
+
+
+def _each_by_itself(c: Connection, changes: Sequence[Change]) -> Sequence[Outcome]:
+    """What became of each. Raises what makes the whole transaction useless."""
+    became: list[Outcome] = []
+    for change in changes:
+        c.exec_driver_sql("SAVEPOINT change")
+        try:
+            became.append(outcome.Value(change(c)))
+        except Exception as error:
+            if isinstance(error, exc.SQLAlchemyError | sqlite3.Error) and is_operational(error):
+                raise
+            c.exec_driver_sql("ROLLBACK TO change")
+            became.append(outcome.Error(error))
+        c.exec_driver_sql("RELEASE change")
+    return became
 
 
 def _bring_up_to_date(engine: Engine) -> None:

@@ -24,15 +24,17 @@ class AlreadyThereError(Exception):
     """Something of that id is there already."""
 
 
-def is_operational(error: exc.SQLAlchemyError) -> bool:
+def is_operational(error: exc.SQLAlchemyError | sqlite3.Error) -> bool:
     """Whether the state of the database is to blame, and not the statement."""
     if isinstance(error, exc.TimeoutError):
         return True
-    if not isinstance(error, exc.DBAPIError):
+    if not isinstance(error, exc.DBAPIError | sqlite3.Error):
         return False
-    if isinstance(error.orig, sqlite3.Error):
-        code: int | None = getattr(error.orig, "sqlite_errorcode", None)
+    own = error.orig if isinstance(error, exc.DBAPIError) else error
+    if isinstance(own, sqlite3.Error):
+        code: int | None = getattr(own, "sqlite_errorcode", None)
         return code is not None and code & _PRIMARY_CODE in _SQLITE_OPERATIONAL
+    assert isinstance(error, exc.DBAPIError), "the other driver's are SQLAlchemy's"
     return error.connection_invalidated or isinstance(error, (exc.OperationalError, exc.InterfaceError))
 
 

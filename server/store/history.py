@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, delete, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, select
 
 from engine.provider import Message, ToolCall
 
+from .prepared import InsertInto, Prepared, Row, given
 from .rows import Scope, StoredMessage, StoredSession
 from .run_events import drop_events
 from .run_texts import drop_responses
-from .schema import memories, messages, owned, page_size, runs, sessions
+from .schema import memories, messages, owned, owner_values, page_size, runs, sessions
 
 SPOKEN_ROLES = ("user", "assistant")
+
+
+def _select_last_turns(_: InsertInto) -> Select[Any]:
+    of_session = [messages.c[name] == given(name) for name in ("tenant_id", "user_id", "agent_id", "session_id")]
+    turns = (
+        select(messages.c.run_id, messages.c.number.label("began"))
+        .join(runs, runs.c.run_id == messages.c.run_id)
+        .where(*of_session, messages.c.role == "user", runs.c.status != "running")
+        .where(messages.c.run_id != given("without_run"))
+        .order_by(messages.c.number.desc())
+        .limit(given("limit"))
+        .subquery("turns")
+    )
+    said = ("run_id", "role", "content", "images", "tool_calls", "tool_call_id", "tool_failed")
+    whole = select(*(messages.c[name] for name in said)).join(turns, turns.c.run_id == messages.c.run_id)
+    return whole.order_by(turns.c.began.desc(), messages.c.number)
+
+
+_LAST_TURNS = Prepared(_select_last_turns)
 
 
 def history(
@@ -28,19 +49,13 @@ def history(
     """
     if messages_wanted < 1:
         return []
-    of_user = (owned(messages, scope), messages.c.session_id == session_id, messages.c.role == "user")
-    newest = (
-        select(messages.c.run_id, messages.c.number.label("began"))
-        .join(runs, runs.c.run_id == messages.c.run_id)
-        .where(*of_user, runs.c.status != "running")
-        .order_by(messages.c.number.desc())
-        .limit(page_size(messages_wanted))
-    )
-    if without_run is not None:
-        newest = newest.where(messages.c.run_id != without_run)
-    turns = newest.subquery()
-    query = select(messages).join(turns, turns.c.run_id == messages.c.run_id)
-    rows = c.execute(query.order_by(turns.c.began.desc(), messages.c.number)).mappings()
+    values = {
+        **owner_values(scope),
+        "session_id": session_id,
+        "without_run": without_run or "",
+        "limit": page_size(messages_wanted),
+    }
+    rows = _LAST_TURNS.rows(c, values)
     return _fitting(([_message(row) for row in turn] for _, turn in groupby(rows, _run_of)), messages_wanted)
 
 
@@ -151,19 +166,20 @@ def _said(scope: Scope, session_id: str | None, roles: Sequence[str]) -> ColumnE
     return said if session_id is None else and_(said, messages.c.session_id == session_id)
 
 
-def _run_of(row: RowMapping) -> str:
-    run_id: str = row["run_id"]
+def _run_of(row: Row) -> str:
+    run_id: str = row[0]
     return run_id
 
 
-def _message(row: RowMapping) -> Message:
+def _message(row: Row) -> Message:
+    _, role, content, images, tool_calls, tool_call_id, tool_failed = row
     return Message(
-        role=row["role"],
-        content=row["content"],
-        images=tuple(row["images"]),
-        tool_calls=tuple(ToolCall(**call) for call in row["tool_calls"]),
-        tool_call_id=row["tool_call_id"],
-        tool_failed=row["tool_failed"],
+        role=role,
+        content=content,
+        images=tuple(images),
+        tool_calls=tuple(ToolCall(**call) for call in tool_calls),
+        tool_call_id=tool_call_id,
+        tool_failed=tool_failed,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,34 @@ from sqlalchemy import Connection, RowMapping, delete, func, or_, select, update
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
+from .prepared import Prepared, given, rows_of_text
 from .rows import Scope, StoredMemory
-from .schema import add_row, memories, owned, owner_values, page_size
+from .schema import memories, owned, owner_values, page_size
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
+
+_OWNER = ("tenant_id", "user_id", "agent_id")
+_KEPT = tuple(column.name for column in memories.c if column.name != "number")
+_SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
+
+_ADD = Prepared(
+    lambda insert: (
+        insert(memories)
+        .values({name: given(name) for name in _KEPT})
+        .on_conflict_do_nothing()
+        .returning(*(memories.c[name] for name in _SHOWN))
+    )
+)
+_COUNT = Prepared(
+    lambda _: select(func.count()).select_from(memories).where(*(memories.c[name] == given(name) for name in _OWNER))
+)
+_ANY = Prepared(
+    lambda _: (
+        select(memories.c.number)
+        .where(*(memories.c[name] == given(name) for name in _OWNER), memories.c.memory_id != given("memory_id"))
+        .limit(1)
+    )
+)
 
 
 def add_memory(
@@ -50,10 +75,10 @@ def add_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    kept = add_row(c, memories, row)
-    if kept is None:
+    kept = _ADD.rows(c, row)
+    if not kept:
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
-    return _stored(kept)
+    return _stored(dict(zip(_SHOWN, kept[0], strict=True)))
 
 
 def find_memory(c: Connection, scope: Scope, memory_id: str) -> StoredMemory | None:
@@ -78,6 +103,11 @@ def count_memories(c: Connection, scope: Scope, kind: MemoryKind | None) -> int:
     if kind is not None:
         query = query.where(memories.c.kind == kind)
     return c.execute(query).scalar_one()
+
+
+def has_any(c: Connection, scope: Scope, without: str) -> bool:
+    """Whether there is a memory but for that of this id."""
+    return bool(_ANY.rows(c, {**owner_values(scope), "memory_id": without}))
 
 
 def update_memory(
@@ -108,18 +138,24 @@ def clear_memories(c: Connection, scope: Scope) -> int:
     return c.execute(delete(memories).where(owned(memories, scope))).rowcount
 
 
-def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list[StoredMemory]:
+def search_memories(
+    c: Connection, scope: Scope, query: str, limit: int, without: str | None = None
+) -> list[StoredMemory]:
     """What has one of the query's words or more, best first, with scores; the same in both databases.
 
-    Any text is a query; one without words finds nothing.
+    Any text is a query; one without words finds nothing. ``without`` is the id of a memory that is left out.
     """
     terms = query_terms(query)
     if not terms or limit < 1:
         return []
-    found = select_candidates(c, scope, terms)
-    scores = rank(terms, found, count_memories(c, scope, None))[:limit]
-    chosen = select(memories).where(memories.c.number.in_([number for number, _ in scores]))
-    rows = {row["number"]: row for row in c.execute(chosen).mappings()}
+    found = select_candidates(c, scope, terms, without)
+    if not found:
+        return []
+    ((total,),) = _COUNT.rows(c, owner_values(scope))
+    scores = rank(terms, found, total)[:limit]
+    numbers = ", ".join(str(number) for number, _ in scores)
+    chosen = rows_of_text(c, f"SELECT {', '.join(('number', *_SHOWN))} FROM memories WHERE number IN ({numbers})", {})
+    rows = {number: dict(zip(_SHOWN, (*row, json.loads(metadata)), strict=True)) for number, *row, metadata in chosen}
     # On PostgreSQL a memory may have been deleted since it was found.
     return [_stored(rows[number], score) for number, score in scores if number in rows]
 
@@ -137,7 +173,7 @@ def set_embedding(c: Connection, scope: Scope, memory_id: str, embedding: bytes,
     return c.execute(change.values(embedding=embedding, embedding_model=model)).rowcount > 0
 
 
-def _stored(row: RowMapping, score: float | None = None) -> StoredMemory:
+def _stored(row: Mapping[str, Any] | RowMapping, score: float | None = None) -> StoredMemory:
     return StoredMemory(
         id=row["memory_id"],
         text=row["text"],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, select, update
 
+from .prepared import Prepared, given
 from .schema import idempotency_keys, run_events, runs
 
 RESERVED_SEQ = 1_000_000_000
@@ -27,6 +28,14 @@ _INSERT = {
     "postgresql": "INSERT INTO run_events (run_id, seq, event) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
 }
 """Straight to the driver: one row for each event of every run, and through SQLAlchemy each costs 1.5 µs more."""
+
+_END = Prepared(
+    lambda _: (
+        update(runs)
+        .where(runs.c.run_id == given("run_id"), runs.c.terminal_seq.is_(None))
+        .values(terminal_seq=given("terminal_seq"), memory_updates=given("memory_updates"))
+    )
+)
 
 
 _PROGRESS = (
@@ -78,10 +87,8 @@ def add_events(c: Connection, batch: Iterable[NewEvents]) -> int:
     if rows:
         c.exec_driver_sql(_INSERT[c.dialect.name], rows)
     _note_progress(c, [new for new in news if new.run_id in kept])
-    for new in news:
-        if new.terminal_seq is not None and new.run_id in kept:
-            ended = update(runs).where(runs.c.run_id == new.run_id, runs.c.terminal_seq.is_(None))
-            c.execute(ended.values(terminal_seq=new.terminal_seq, memory_updates=new.memory_updates))
+    ended = [new for new in news if new.terminal_seq is not None and new.run_id in kept]
+    _END.run_each(c, [msgspec.structs.asdict(new) for new in ended])
     return len(rows)
 
 

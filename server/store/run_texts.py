@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, case, literal, update
+from sqlalchemy import ColumnElement, Connection, case, update
 
 from .schema import runs
 
@@ -20,7 +20,6 @@ def drop_response(c: Connection, run_id: str) -> None:
     drop_responses(c, runs.c.run_id == run_id)
 
 
-def kept_response(response: str) -> ColumnElement[str | None]:
+def kept_response(response: ColumnElement[str]) -> ColumnElement[str | None]:
     """What the row of a run that ends gets: its answer, unless that was dropped before."""
-    cleaned = literal(response, runs.c.response.type)  # else NUL would get past ``CleanText``
-    return case((runs.c.response.is_(None), cleaned), else_=None)
+    return case((runs.c.response.is_(None), response), else_=None)

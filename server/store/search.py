@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from math import log
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from .prepared import rows_of_text
 from .rows import Scope
 from .schema import storable
 from .search_terms import owner_term
@@ -34,11 +35,13 @@ _ONE_TERM = {
             ORDER BY m.number + 0 DESC LIMIT :most
         )""",
 }
-_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
+_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id AND m.memory_id <> :without"
 
 
-def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list[tuple[int, str]]:
-    """Numbers and terms of memories with at least one of the terms."""
+def select_candidates(
+    c: Connection, scope: Scope, terms: Sequence[str], without: str | None = None
+) -> list[tuple[int, str]]:
+    """Numbers and terms of memories with at least one of the terms; ``without`` is the id of one that is left out."""
     owner = owner_term(scope)
     # Terms have letters, digits and marks only (search_terms), so that these quotes cannot be left.
     form = "'={}' & '{}'" if c.dialect.name == "postgresql" else 'owner : "{}" AND terms : "{}"'
@@ -51,8 +54,9 @@ def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list
     values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
     one_term = _ONE_TERM[c.dialect.name]
     numbers = " UNION ".join(one_term.format(at=at, mine=_MINE) for at in range(len(terms)))
+    values["without"] = without or ""
     statement = f"SELECT number, terms FROM memories WHERE number IN ({numbers})"
-    return [(row.number, row.terms) for row in c.execute(text(statement), values)]
+    return [(number, kept) for number, kept in rows_of_text(c, statement, values)]
 
 
 def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> list[tuple[int, float]]:

@@ -6,16 +6,74 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Connection, RowMapping, and_, cast, func, select, update
+from sqlalchemy import BigInteger, Connection, and_, cast, func, select, update
 
 from engine.memory import TurnRecord
 from engine.provider import Message
 
 from .memories import add_memory
+from .prepared import Prepared, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
-from .schema import add_row, insert_into, messages, owner_values, runs, sessions
+from .schema import messages, owner_values, runs, sessions
+
+_PLACE = ("tenant_id", "user_id", "agent_id", "session_id")
+_BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq")
+_SAID = tuple(column.name for column in messages.c if column.name != "number")
+_ENDED = (
+    "status",
+    "ended_at",
+    "error_code",
+    "reason",
+    "total_steps",
+    "elapsed_ms",
+    "ttfb_ms",
+    "input_tokens",
+    "output_tokens",
+    "usage_estimated",
+)
+
+_ADD_RUN = Prepared(
+    # Not by rowcount: SQLAlchemy does not promise one for an INSERT, and has none on PostgreSQL.
+    lambda insert: (
+        insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing().returning(runs.c.run_id)
+    )
+)
+_TOUCH_SESSION = Prepared(
+    lambda insert: (
+        insert(sessions)
+        .values(
+            {name: given(name) for name in _PLACE}
+            | {"created_at": given("updated_at"), "updated_at": given("updated_at")}
+        )
+        .on_conflict_do_update(index_elements=_PLACE, set_={"updated_at": given("updated_at")})
+    )
+)
+_ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(name) for name in _SAID}))
+_END_RUN = Prepared(
+    lambda _: (
+        update(runs)
+        .where(runs.c.run_id == given("run_id"), runs.c.status == "running")
+        .values({name: given(name) for name in _ENDED} | {"response": kept_response(given(runs.c.response))})
+    )
+)
+_NOTE_USE = Prepared(
+    lambda _: (
+        update(sessions)
+        .where(*(sessions.c[name] == given(name) for name in _PLACE))
+        .values(updated_at=given("updated_at"))
+    )
+)
+# PostgreSQL locks the session first and the run after it, as those do that delete the session. SQLite has one writer.
+_PLACE_OF_TURN = Prepared(
+    lambda _: (
+        select(*(sessions.c[name] for name in _PLACE))
+        .join(messages, and_(*(messages.c[name] == sessions.c[name] for name in _PLACE)))
+        .where(messages.c.run_id == given("run_id"), messages.c.role == "user")
+        .with_for_update(key_share=True, of=sessions)
+    )
+)
 
 
 def begin_turn(
@@ -25,14 +83,8 @@ def begin_turn(
     if not begin_run(c, scope, session_id, run_id, key_id, now):
         return
     place = {**owner_values(scope), "session_id": session_id}
-    c.execute(
-        insert_into(c, sessions)
-        .values({**place, "created_at": now, "updated_at": now})
-        .on_conflict_do_update(
-            index_elements=["tenant_id", "user_id", "agent_id", "session_id"], set_={"updated_at": now}
-        )
-    )
-    c.execute(insert_into(c, messages).values({**place, **_row(message, run_id, now)}))
+    _TOUCH_SESSION.run(c, {**place, "updated_at": now})
+    _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
     if message.content.strip():
         add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
 
@@ -48,7 +100,7 @@ def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id:
         "created_at": now,
         "reserved_seq": RESERVED_SEQ,
     }
-    return add_row(c, runs, run) is not None
+    return bool(_ADD_RUN.rows(c, run))
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
@@ -57,32 +109,25 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     If the session was deleted meanwhile, only the run's row is kept, without its answer.
     """
     place = _place_of_turn(c, turn.run_id)
-    ended = (
-        update(runs)
-        .where(runs.c.run_id == turn.run_id, runs.c.status == "running")
-        .values(
-            status=turn.status,
-            ended_at=now,
-            error_code=turn.error_code,
-            reason=turn.reason,
-            response=kept_response(turn.response),
-            total_steps=turn.total_steps,
-            elapsed_ms=turn.elapsed_ms,
-            ttfb_ms=turn.ttfb_ms,
-            input_tokens=turn.usage.input_tokens if turn.usage else None,
-            output_tokens=turn.usage.output_tokens if turn.usage else None,
-            usage_estimated=turn.usage.estimated if turn.usage else None,
-        )
-    )
-    if c.execute(ended).rowcount == 0:
+    ended = {
+        "run_id": turn.run_id,
+        "status": turn.status,
+        "ended_at": now,
+        "error_code": turn.error_code,
+        "reason": turn.reason,
+        "response": turn.response,
+        "total_steps": turn.total_steps,
+        "elapsed_ms": turn.elapsed_ms,
+        "ttfb_ms": turn.ttfb_ms,
+        "input_tokens": turn.usage.input_tokens if turn.usage else None,
+        "output_tokens": turn.usage.output_tokens if turn.usage else None,
+        "usage_estimated": turn.usage.estimated if turn.usage else None,
+    }
+    if _END_RUN.run(c, ended) == 0:
         return False
-    if place is None:
-        return True
-    rows = [{**place, **row} for row in _rows(turn, now)]
-    if rows:
-        c.execute(insert_into(c, messages), rows)
-    of_session = [sessions.c[name] == value for name, value in place.items()]
-    c.execute(update(sessions).where(*of_session).values(updated_at=now))
+    if place is not None:
+        _ADD_MESSAGE.run_each(c, [{**place, **row} for row in _rows(turn, now)])
+        _NOTE_USE.run(c, {**place, "updated_at": now})
     return True
 
 
@@ -102,17 +147,9 @@ def tokens_used_since(c: Connection, key_id: str, since: str) -> int:
 
 
 def _place_of_turn(c: Connection, run_id: str) -> dict[str, Any] | None:
-    """The session that the user's message is in, held until the transaction ends; None if it was deleted.
-
-    PostgreSQL locks the session first and the run after it, as those do that delete the session. SQLite has one writer.
-    """
-    names = ("tenant_id", "user_id", "agent_id", "session_id")
-    of_session: ColumnElement[bool] = and_(*(messages.c[name] == sessions.c[name] for name in names))
-    query = select(*(sessions.c[name] for name in names)).join(messages, of_session)
-    of_run = (messages.c.run_id == run_id, messages.c.role == "user")
-    held = query.where(*of_run).with_for_update(key_share=True, of=sessions)
-    row: RowMapping | None = c.execute(held).mappings().one_or_none()
-    return None if row is None else dict(row)
+    """The session that the user's message is in, held until the transaction ends; None if it was deleted."""
+    found = _PLACE_OF_TURN.rows(c, {"run_id": run_id})
+    return dict(zip(_PLACE, found[0], strict=True)) if found else None
 
 
 def _rows(turn: TurnRecord, now: str) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,9 @@ import trio.testing
 from trio.testing import MockClock
 
 from server.admission import Admission, AdmissionLimits, Place
+from server.doorkeeper import LINGER_SECONDS, MAX_REFUSING
 from server.errors import ApiError
-from server.serving import LINGER_SECONDS, MAX_REFUSING, ServingLimits
+from server.serving import ServingLimits
 from tests.engine.scripted import FOREVER, SENT, ScriptedProvider, text
 from tests.harness.world import STREAM_URL, World, open_world
 from tests.server.raw_http import raw_client, request_bytes

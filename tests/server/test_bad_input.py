@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 from engine import DeadlineWish
 from server.app import API
+from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS, MAX_BODY_BYTES, MAX_MESSAGE_CHARS
-from server.serving import LINGER_SECONDS
 from tests.engine.scripted import ScriptedProvider, text
 from tests.harness.world import STREAM_URL, World, open_world
 from tests.server.raw_http import (

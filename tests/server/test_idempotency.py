@@ -192,7 +192,7 @@ async def test_a_first_request_that_is_given_up_while_it_starts_lets_the_next_on
         write = database.write
 
         async def slow_write(change: Any, *args: Any) -> Any:
-            if change.__name__ == "begin_turn":
+            if change.__name__ == "_begin_turn":
                 await trio.sleep(3)
             return await write(change, *args)
 

@@ -21,10 +21,11 @@ from quart import Response
 from quart.wrappers.response import ResponseBody
 from trio.testing import MockClock
 
-from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, Run, RunSupervisor, TextDelta
+from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, RunSupervisor, TextDelta
 from server.app import API, Services, create_app
+from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
-from server.serving import LINGER_SECONDS, ServingLimits, serve
+from server.serving import ServingLimits, serve
 from server.sse import EventStreamBody, stream_response
 from server.testing.memory_network import MemoryConnection
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
@@ -785,14 +786,14 @@ async def test_q10_a_bug_in_a_body_is_logged_and_seen_as_a_broken_stream(
     async with open_world() as world:
         world.add_agent(provider=ScriptedProvider(*words(10)))
 
-        async def break_the_log(run: Run) -> None:
+        async def break_the_body() -> None:
             await trio.sleep(2.5)
-            monkeypatch.setattr(run.log, "read", crash)
+            monkeypatch.setattr("server.serving.Connection.write_now", crash)
 
         async with world.open_chat() as answer:
             run = world.supervisor.find(answer.run_id)
             assert run is not None
-            world.nursery.start_soon(break_the_log, run)
+            world.nursery.start_soon(break_the_body)
             with pytest.raises(httpx.TransportError):
                 [event async for event in answer]
         assert trio.current_time() == 3

@@ -14,9 +14,10 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.utilities import LocalProtocolError
 
 from server.app import create_app
+from server.doorkeeper import LINGER_SECONDS
 from server.guard import RequestGuard
 from server.services import Services
-from server.serving import LINGER_SECONDS, serve
+from server.serving import serve
 from server.socket_session import BURST_MESSAGES, BYTES_OF_A_MESSAGE, MESSAGES_PER_SECOND, Allowance
 from server.websocket_protocol import MAX_MESSAGE_BYTES, PING_SECONDS, SILENCE_SECONDS
 from tests.engine.scripted import FOREVER, SENT, ScriptedProvider, text

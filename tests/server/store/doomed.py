@@ -8,6 +8,7 @@ there for another one.
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -29,9 +30,10 @@ NOW = "2026-11-22T12:00:00.000000+00:00"
 def listen(reach: Callable[[bytes], None]) -> None:
     """Make every statement and commit a point to die at, those of the opening too."""
 
-    @event.listens_for(Engine, "before_cursor_execute")
-    def _before_statement(*_: Any) -> None:
-        reach(b".")
+    @event.listens_for(Engine, "connect")
+    def _trace(connection: sqlite3.Connection, _: Any) -> None:
+        # Not SQLAlchemy's event: prepared statements go past it.
+        connection.set_trace_callback(lambda _: reach(b"."))
 
     @event.listens_for(Engine, "after_cursor_execute")
     def _after_statement(*_: Any) -> None:

@@ -18,7 +18,7 @@ from server.store.database import Database
 from server.store.interrupted import interrupt_runs
 
 LATER = "2026-11-23T12:00:00.000000+00:00"
-POINTS_OF_FIRST_OPENING = 100
+POINTS_OF_FIRST_OPENING = 125
 POINTS_OF_TWO_TURNS = 65
 RANDOM_KILLS = 20
 
@@ -123,7 +123,7 @@ async def test_death_at_any_point_leaves_the_database_whole(path: Path, doomed: 
         running, done = check(path)
         assert done == saved
     assert saved > POINTS_OF_TWO_TURNS // 3
-    assert running > POINTS_OF_TWO_TURNS // 3
+    assert running > POINTS_OF_TWO_TURNS // 4
     await assert_opens_and_interrupts(path, running)
 
 

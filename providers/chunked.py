@@ -1,0 +1,77 @@
+"""Takes the plain part of a chunked body apart (RFC 9112, section 7.1): all the chunks that one read brought in one go.
+
+h11 makes an event of each chunk, which is most of what a token costs in a flood (5.3 of 12.3 µs an event; here 0.7).
+What is not plain is left to h11: extensions, trailers, the end, and what is malformed.
+"""
+
+from __future__ import annotations
+
+import re
+
+import h11
+
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})\r\n")
+_LONGEST_SIZE = 17
+
+
+class ChunkedReader:
+    """The state of one chunked body between two reads.
+
+    Attributes:
+        rest: what is not plain, from the beginning of a chunk on, once there is such a thing; the reader is spent then.
+    """
+
+    __slots__ = ("_held", "_left", "rest")
+
+    def __init__(self) -> None:
+        self.rest: bytes | None = None
+        self._held = b""
+        self._left = -1
+        """Bytes of a chunk that has begun which are to come; -1 before a chunk's size."""
+
+    def feed(self, data: bytes, parts: list[bytes]) -> None:
+        """Append what these bytes hold of the chunks' data.
+
+        Raises:
+            h11.RemoteProtocolError: a chunk does not end where it should. What came before is in ``parts``.
+        """
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        at = self._finish_chunk(data, parts) if self._left >= 0 else 0
+        if self._left >= 0:
+            self._held = data[at:]
+            return
+        while size := _SIZE.match(data, at):
+            begin = size.end()
+            end = begin + int(size[1], 16)
+            if end == begin:
+                break
+            if not data.startswith(b"\r\n", end):
+                self._left = end - begin
+                at = begin + self._finish_chunk(data[begin:], parts)
+                self._held = data[at:]
+                return
+            parts.append(data[begin:end])
+            at = end + 2
+        self._hold_or_leave(data[at:])
+
+    def _finish_chunk(self, data: bytes, parts: list[bytes]) -> int:
+        """Take what is there of a begun chunk; how many bytes. ``_left`` is -1 if its end was among them."""
+        part = data[: self._left]
+        if part:
+            parts.append(part)
+            self._left -= len(part)
+        end = data[len(part) : len(part) + 2]
+        if self._left or end in (b"", b"\r"):
+            return len(part)
+        if end != b"\r\n":
+            raise h11.RemoteProtocolError("a chunk does not end where it should")
+        self._left = -1
+        return len(part) + 2
+
+    def _hold_or_leave(self, rest: bytes) -> None:
+        if len(rest) < _LONGEST_SIZE and b"\n" not in rest and not rest.startswith(b"0"):
+            self._held = rest
+        else:
+            self.rest = rest

@@ -1,0 +1,47 @@
+"""Turns away connections that are too many."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import trio
+from hypercorn.trio.tcp_server import MAX_RECV
+
+from .errors import RETRY_AFTER_SECONDS
+
+LINGER_SECONDS = 2.0
+"""What a client that was answered early gets to read its answer before the connection closes."""
+
+MAX_REFUSING = 100
+"""Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
+
+_FULL_BODY = b'{"code":"SERVICE_UNAVAILABLE","message":"too many connections","details":null,"timestamp":null}'
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+    % (RETRY_AFTER_SECONDS, len(_FULL_BODY), _FULL_BODY)
+)
+
+
+class Doorkeeper:
+    """Turns away connections that are too many, at the price of a few bytes each."""
+
+    def __init__(self) -> None:
+        self._refusing = 0
+
+    async def refuse(self, stream: Any) -> None:
+        """Say so in one write, wait a moment for the client to read it, and close."""
+        if self._refusing >= MAX_REFUSING:
+            stream.reset()
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(LINGER_SECONDS), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                stream.send_now(_FULL)
+                await stream.send_eof()
+                while await stream.receive_some(MAX_RECV):  # closing on unread bytes would reset the answer
+                    pass
+        finally:
+            self._refusing -= 1
+            stream.reset()

@@ -1,0 +1,86 @@
+"""Reading a TCP connection: on real sockets, since there are no others to wait for."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from providers.network import is_readable
+from providers.tcp import TcpStream
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[TcpStream, socket.socket]]:
+    """A stream and its peer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        near.setblocking(False)
+        yield TcpStream(trio.SocketStream(trio.socket.from_stdlib_socket(near))), far
+
+
+Pair = tuple[TcpStream, socket.socket]
+
+
+async def test_it_waits_and_takes_all_there_is(pair: Pair) -> None:
+    stream, far = pair
+    read: list[bytes] = []
+
+    async def receive() -> None:
+        read.append(await stream.receive_some(10))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        assert not is_readable(stream)
+        far.sendall(b"abc" * 5)
+    assert read == [b"abcabcabca"]
+    assert is_readable(stream)
+    assert await stream.receive_some() == b"bcabc"
+
+
+async def test_the_end_is_empty_as_often_as_it_is_read(pair: Pair) -> None:
+    stream, far = pair
+    far.close()
+    assert [await stream.receive_some(), await stream.receive_some()] == [b"", b""]
+
+
+async def test_a_reset_is_a_broken_stream(pair: Pair) -> None:
+    stream, far = pair
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+
+
+async def test_closing_ends_a_read_and_refuses_the_next(pair: Pair) -> None:
+    stream, _ = pair
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.receive_some()
+
+
+async def test_a_cancelled_read_takes_nothing(pair: Pair) -> None:
+    stream, far = pair
+    far.sendall(b"kept")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.receive_some()
+    assert await stream.receive_some() == b"kept"
+    await stream.send_all(b"back")
+    await stream.wait_send_all_might_not_block()
+    assert far.recv(10) == b"back"
