@@ -20,7 +20,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check bench-ttfb format lock clean
+.PHONY: help env serve test check bench bench-full bench-ttfb format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
@@ -47,6 +47,12 @@ check: $(VENV)/.dev ## format, lint, strict types, and branch coverage of the te
 	@$(BIN)/mypy --strict $(CHECKED)
 	@echo "== tests"
 	@$(PYTEST) -m "not processes" $(ARGS) --cov
+
+bench: $(VENV)/.run ## against peers and floor, about 5 minutes (ARGS="--arms lumos,floor --workloads w1,w5 --rounds 3")
+	@$(BIN)/python -m benchmarks.bench.run $(ARGS)
+
+bench-full: $(VENV)/.run ## all workloads, 7 long rounds: hours
+	@$(BIN)/python -m benchmarks.bench.run --full $(ARGS)
 
 bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")
 	@$(BIN)/python -m benchmarks.ttfb $(ARGS)

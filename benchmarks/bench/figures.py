@@ -37,9 +37,9 @@ FIGURES = (
     Figure(
         workload="w3",
         metric="cpu_us_per_event",
-        n=40,
+        n=20,
         title="CPU for each event, recorded GPT-4o",
-        note="40 streams at once with the gaps of real answers.",
+        note="20 streams at once with the gaps of real answers.",
         unit="µs",
         column="GPT-4o, CPU µs/event",
     ),
@@ -111,5 +111,5 @@ FIGURES = (
     ),
 )
 
-TAILS = (("w2", 200, "200 streams of 20 events a second"), ("w3", 40, "40 recorded GPT-4o streams at once"))
+TAILS = (("w2", 200, "200 streams of 20 events a second"), ("w3", 20, "20 recorded GPT-4o streams at once"))
 """The distributions of lateness that are drawn."""

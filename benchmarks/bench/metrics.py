@@ -142,9 +142,9 @@ def _between(samples: list[Sample]) -> float | None:
 
 
 def memory(seen: Seen) -> Metrics:
-    """What one open stream holds of the arm's memory."""
+    """What one open stream holds of the arm's memory; nothing if there were some that it had not come to."""
     samples = [sample.pss_bytes for sample in all_open(seen) if sample.pss_bytes]
-    if not samples:
+    if not samples or len(answered(seen)) < len(seen.outcome.streams):
         return {}
     held = (samples[-1] - seen.idle_bytes) / KIB / len(seen.outcome.streams)
     return {"mem_kib_per_stream": round(held, 2), "idle_mib": round(seen.idle_bytes / KIB / KIB, 1)}

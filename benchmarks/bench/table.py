@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.bench.figures import FIGURES, Figure
-from benchmarks.bench.goals import figure
+from benchmarks.bench.goals import FEWEST_ROUNDS, figure
 from benchmarks.bench.plots import number
 from benchmarks.bench.result import Result
 from benchmarks.bench.summary import OURS
@@ -41,7 +41,7 @@ def _cell(result: Result, shown: Figure, arm: str) -> str:
     if arm == OURS:
         return f"**{number(entry.median)}**"
     low, high = entry.ci95.get("ratio_vs_peer", (1, 1))
-    if not entry.ratio_vs_peer or low <= 1 <= high:
+    if not entry.ratio_vs_peer or low <= 1 <= high or entry.rounds < FEWEST_ROUNDS:
         return number(entry.median)
     return f"{number(entry.median)} ({number(1 / entry.ratio_vs_peer)}\N{MULTIPLICATION SIGN})"
 

@@ -172,7 +172,7 @@ def _flood(n: int, events: int) -> Step:
     return Step(n=n, script=f"flood-{events}", starts_s=[0.0] * n, patience_s=30, limits=FLOODED)
 
 
-def _closing(n: int, script: str, read: Read, *, per_second: float = 100, receive_buffer: int | None = None) -> Step:
+def _closing(n: int, script: str, read: Read, *, per_second: float = 25, receive_buffer: int | None = None) -> Step:
     return Step(
         n=n,
         script=script,
@@ -219,7 +219,7 @@ _FIRST = (metrics.first_times, metrics.cost)
 _STREAMED = (metrics.first_times, metrics.lateness, metrics.cost)
 _CANCELLED = (metrics.cancels, metrics.cost)
 _AFTER_THREE = Read(close_after_events=3)
-_BEFORE_HEADERS = Read(close_after_s=0.1)
+_BEFORE_HEADERS = Read(close_after_s=0.5)
 _NOT_READING = Read(stop_after_events=1, close_after_s=0.2)
 _OURS_AND_FLOOR = ("lumos", "floor")
 
@@ -229,7 +229,7 @@ WORKLOADS = (
         title="Memory",
         about="streams open and quiet after five events, on a server that has served little before",
         measures=(metrics.memory,),
-        short=(_held(100, ramp_s=0.7, seconds=1.6),),
+        short=(_held(100, ramp_s=1, seconds=3),),
         full=(_held(500, ramp_s=5, seconds=5),),
     ),
     Workload(
@@ -256,9 +256,9 @@ WORKLOADS = (
         measures=_STREAMED,
         short=(
             Step(
-                n=40,
+                n=20,
                 script="gpt4o",
-                starts_s=spread(40, 1),
+                starts_s=spread(20, 1),
                 reads=(Read(close_after_s=3),),
                 leaving_cancels=True,
                 limits=PACED,
@@ -327,24 +327,24 @@ WORKLOADS = (
         title="Leaving a stream",
         about="the client closes after three events",
         measures=_CANCELLED,
-        short=(_closing(60, "paced-20x200", _AFTER_THREE),),
-        full=(_closing(4_000, "paced-20x200", _AFTER_THREE, per_second=200),),
+        short=(_closing(40, "paced-20x200", _AFTER_THREE),),
+        full=(_closing(4_000, "paced-20x200", _AFTER_THREE),),
     ),
     Workload(
         name="w6-silent",
         title="Leaving before the answer",
         about="the client closes while the upstream has not even sent a head",
         measures=_CANCELLED,
-        short=(_closing(60, "silent", _BEFORE_HEADERS),),
-        full=(_closing(4_000, "silent", _BEFORE_HEADERS, per_second=200),),
+        short=(_closing(40, "silent", _BEFORE_HEADERS),),
+        full=(_closing(4_000, "silent", _BEFORE_HEADERS),),
     ),
     Workload(
         name="w6-stalled",
         title="Leaving unread",
         about="the client reads no more, then closes; its sockets are full",
         measures=_CANCELLED,
-        short=(_closing(20, "flood-20000", _NOT_READING, receive_buffer=4_096),),
-        full=(_closing(2_000, "flood-20000", _NOT_READING, per_second=50, receive_buffer=4_096),),
+        short=(_closing(10, "flood-60000", _NOT_READING, per_second=5, receive_buffer=4_096),),
+        full=(_closing(2_000, "flood-60000", _NOT_READING, per_second=10, receive_buffer=4_096),),
     ),
 )
 """In the order that they are run in: memory on a young server, what may leave something behind at the end."""
