@@ -28,6 +28,7 @@ from benchmarks.bench.result import Arm as ArmTold
 from benchmarks.bench.result import Calibration, Calibrations, Result, Trial, save
 from benchmarks.bench.special import REPLAY, START, replay_trial, start_trial
 from benchmarks.bench.summary import OURS, derived, passing, summarize
+from benchmarks.bench.table import table
 from benchmarks.bench.trial import Place, do_trial, warm_up
 from benchmarks.bench.workloads import MODEL, Step, Workload, selected, steps_of, to_job
 
@@ -188,7 +189,7 @@ def told(arm: Arm) -> ArmTold:
 
 
 def run(plan: Plan, out: Path, screen: Screen) -> Result:
-    """All of it; the result is saved after each round, so that what is there is not lost."""
+    """All of it; result and report are written after each round, so that what is there is not lost."""
     cores = machine.cores()
     make_environments(plan.arms, screen)
     with on_core(cores.instruments), running_upstream(cpu=cores.instruments) as upstream:
@@ -203,11 +204,10 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
         )
         for number in range(plan.rounds):
             runner.round(number)
-            result.trials = runner.trials
+            result.trials = [*runner.trials, *derived(runner.trials)]
+            result.summary = summarize(result.trials, seed=SEED)
             save(result, out)
-    result.trials = [*runner.trials, *derived(runner.trials)]
-    result.summary = summarize(result.trials, seed=SEED)
-    save(result, out)
+            write_report(result, out.parent)
     return result
 
 
@@ -235,7 +235,8 @@ def main(full: bool, arms: str, workloads: str, rounds: int | None, out: Path) -
     """Measure, and write result and report."""
     plan = plan_of(arms, workloads, rounds, full=full)
     result = run(plan, out, Screen())
-    click.echo(write_report(result, out.parent))
+    click.echo(f"{out}, {out.with_name('report.html')}")
+    click.echo(table(result))
 
 
 if __name__ == "__main__":
