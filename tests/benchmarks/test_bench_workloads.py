@@ -12,8 +12,12 @@ from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.job import Outcome, Stream
 from benchmarks.bench.metrics import Sample, Seen, passes
 from benchmarks.bench.scripts import script_of
+from benchmarks.bench.special import stamped
+from benchmarks.bench.stamps import Finder
 from benchmarks.bench.upstream_log import Served
 from benchmarks.bench.workloads import WORKLOADS, Step, poisson, selected, steps_of, to_job
+from engine.pieces import TextPiece
+from providers.recording import load
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -157,3 +161,13 @@ def test_replay_errors_are_in_microseconds() -> None:
 def test_a_step_is_held(late: float, added: float, failed: int, held: bool) -> None:
     assert passes({"event_lateness_ms.p99": late, "ttfe_added_ms.p99": added, "failed": failed}) is held
     assert not passes({"failed": 0})
+
+
+def test_a_recording_is_stamped_with_its_own_times() -> None:
+    recording = load("gpt4o-short")
+    found = Finder().feed(stamped(recording).text.encode())
+    offsets = [read.at_ns for read in recording.reads for piece in read.pieces if isinstance(piece, TextPiece)]
+    assert [int(ns) for _, _, ns, _ in found] == offsets
+    assert [int(number) for number, _, _, _ in found] == list(range(len(offsets)))
+    assert {tag for _, tag, _, _ in found} == {b"000000"}
+    assert [mark for *_, mark in found] == [b";"] * (len(offsets) - 1) + [b"!"]
