@@ -148,7 +148,7 @@ class Runner:
                         break
         if arm.name == OURS and REPLAY in self._plan.special:
             place = self._place(REPLAY, 100)
-            self.trials.append(replay_trial(place, number, core=self._cores.arm, full=self._plan.full))
+            self.trials.append(replay_trial(place, number, core=self._cores.arm))
 
     def _place(self, what: str, streams: int) -> Place:
         return Place(self._upstream, self._cores.instruments, self._screen.progress(what, streams))

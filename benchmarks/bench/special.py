@@ -12,12 +12,14 @@ import msgspec
 
 from benchmarks.bench import metrics
 from benchmarks.bench.arms import Arm, RunningArm
-from benchmarks.bench.launching import MOST_RUNS, python_for
+from benchmarks.bench.calibration import CHAT_PATH, direct_body
+from benchmarks.bench.environments import ROOT
+from benchmarks.bench.launching import python_for
 from benchmarks.bench.metrics import Metrics
 from benchmarks.bench.process import free_port, running
 from benchmarks.bench.result import Trial
 from benchmarks.bench.stamps import stamp
-from benchmarks.bench.trial import Place, observe, settle
+from benchmarks.bench.trial import Place, observe
 from benchmarks.bench.workloads import Step, spread, to_job
 from engine.pieces import Piece, TextPiece
 from providers.recording import RecordedRead, Recording, dump, load
@@ -37,9 +39,10 @@ IMPORTS = {
 }
 """What a program that uses it has to import."""
 
+_RECORDING = "gpt4o-13s"
 _TRIES = 5
-_REPLAY_AGENT = '[[agent]]\nid = "bench"\nsystem = ""\nllm_config = {{ provider = "replay", model = "{}" }}\n'
-_PATH = "/api/v1/agents/bench/chat/lumosai/stream"
+_HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+_BODY = direct_body("one")
 
 
 def start_trial(arm: Arm, started: RunningArm, number: int, *, imports: bool) -> Trial:
@@ -56,7 +59,7 @@ def run_seconds(python: Path, statement: str) -> float:
     taken = []
     for _ in range(_TRIES):
         began = time.perf_counter()
-        subprocess.run([str(python), "-c", statement], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+        subprocess.run([str(python), "-c", statement], check=True, capture_output=True, cwd=ROOT)
         taken.append(time.perf_counter() - began)
     return min(taken)
 
@@ -77,23 +80,17 @@ def stamped(recording: Recording) -> Recording:
     return Recording(msgspec.structs.replace(recording.header, name="bench", request=None), tuple(reads))
 
 
-def replay_trial(place: Place, number: int, *, core: int | None, full: bool) -> Trial:
-    """100 streams of ``lumos serve`` whose model is a recording: each event against its place in it."""
+def replay_trial(place: Place, number: int, *, core: int | None) -> Trial:
+    """100 streams of ``lumos replay --serve``: each event against its place in the recording."""
     with tempfile.TemporaryDirectory(prefix="bench-replay-") as name:
-        folder = Path(name)
-        dump(stamped(load("gpt4o-13s" if full else "gpt4o-short")), folder / "bench.jsonl")
-        (folder / "agents.toml").write_text(_REPLAY_AGENT.format(folder / "bench.jsonl"))
-        port = free_port()
-        command = [str(Path(sysconfig.get_path("scripts")) / "lumos"), "serve", "--port", str(port), "--agents"]
-        command += ["agents.toml", "--database-url", "sqlite:///lumos.db", "--max-runs", str(MOST_RUNS), "--drain", "0"]
-        environment = {"PATH": "/usr/bin:/bin", "HOME": name}
-        with running(command, environment, port=port, ready_path="/health/ready", folder=folder, core=core) as server:
-            body = '{"message":"hi","session_id":"s-@TAG@","user_id":"s-@TAG@"}'
-            headers = {"Content-Type": "application/json"}
+        recording, port = Path(name) / "bench.jsonl", free_port()
+        dump(stamped(load(_RECORDING)), recording)
+        command = [str(Path(sysconfig.get_path("scripts")) / "lumos"), "replay", str(recording), "--serve"]
+        command += ["--provider", "openai", "--port", str(port)]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": name, "PYTHONPATH": str(ROOT)}
+        with running(command, environment, port=port, ready_path="", folder=Path(name), core=core) as server:
             for count in (5, 100):  # the first to warm up
-                step = Step(n=count, script="", starts_s=spread(count, 1))
-                job = to_job(step, port, _PATH, headers, body, first_tag=1000 * count)
+                job = to_job(Step(n=count, script="", starts_s=spread(count, 3)), port, CHAT_PATH, _HEADERS, _BODY)
                 seen = observe(place, server, msgspec.structs.replace(job, stamps="offset", patience_s=30))
-            settle(place, server)
     found = metrics.failures(seen) | metrics.replay_errors(seen) | metrics.cost(seen)
     return Trial(arm="lumos", workload=REPLAY, n=100, round=number, metrics=found, hist=metrics.histograms(seen))
