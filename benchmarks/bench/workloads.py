@@ -66,6 +66,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         short, full: the steps; none where the form leaves it out.
         only: the arms that it is for; empty for all.
         until_failing: a step that an arm does not hold is its last.
+        when_named: its short form is run only if it is asked for by name.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     full: tuple[Step, ...] = ()
     only: tuple[str, ...] = ()
     until_failing: bool = False
+    when_named: bool = False
 
     def metrics(self, seen: Seen) -> Metrics:
         """All of them."""
@@ -229,7 +231,7 @@ WORKLOADS = (
         title="Memory",
         about="streams open and quiet after five events, on a server that has served little before",
         measures=(metrics.memory,),
-        short=(_held(100, ramp_s=1, seconds=3),),
+        short=(_held(50, ramp_s=0.5, seconds=1.5),),
         full=(_held(500, ramp_s=5, seconds=5),),
     ),
     Workload(
@@ -237,7 +239,7 @@ WORKLOADS = (
         title="One at a time",
         about="one-token answers, each on a connection of its own, one after the other",
         measures=_FIRST,
-        short=(_one_at_a_time(80),),
+        short=(_one_at_a_time(60),),
         full=(_one_at_a_time(500),),
     ),
     Workload(
@@ -245,7 +247,7 @@ WORKLOADS = (
         title="Paced streams",
         about="20 events a second on each stream",
         measures=_STREAMED,
-        short=(_paced(200, 2),),
+        short=(_paced(200, 2, ramp_s=0.5),),
         full=tuple(_paced(n, 20, ramp_s=3) for n in (1, 10, 50, 100, 200, 300, 400, 600)),
         until_failing=True,
     ),
@@ -258,8 +260,8 @@ WORKLOADS = (
             Step(
                 n=20,
                 script="gpt4o",
-                starts_s=spread(20, 1),
-                reads=(Read(close_after_s=3),),
+                starts_s=spread(20, 0.5),
+                reads=(Read(close_after_s=2.5),),
                 leaving_cancels=True,
                 limits=PACED,
             ),
@@ -327,7 +329,7 @@ WORKLOADS = (
         title="Leaving a stream",
         about="the client closes after three events",
         measures=_CANCELLED,
-        short=(_closing(40, "paced-20x200", _AFTER_THREE),),
+        short=(_closing(40, "paced-20x200", _AFTER_THREE, per_second=40),),
         full=(_closing(4_000, "paced-20x200", _AFTER_THREE),),
     ),
     Workload(
@@ -335,6 +337,7 @@ WORKLOADS = (
         title="Leaving before the answer",
         about="the client closes while the upstream has not even sent a head",
         measures=_CANCELLED,
+        when_named=True,
         short=(_closing(40, "silent", _BEFORE_HEADERS),),
         full=(_closing(4_000, "silent", _BEFORE_HEADERS),),
     ),
@@ -343,6 +346,7 @@ WORKLOADS = (
         title="Leaving unread",
         about="the client reads no more, then closes; its sockets are full",
         measures=_CANCELLED,
+        when_named=True,
         short=(_closing(10, "flood-60000", _NOT_READING, per_second=5, receive_buffer=4_096),),
         full=(_closing(2_000, "flood-60000", _NOT_READING, per_second=10, receive_buffer=4_096),),
     ),
@@ -361,7 +365,7 @@ def selected(names: Sequence[str], *, full: bool) -> list[Workload]:
         raise KeyError(f"no workload {min(unknown)!r}; there are {', '.join(sorted(known | {'w8', 'w9'}))}")
     found = [workload for workload in WORKLOADS if workload.full if full or workload.short or names]
     if not names:
-        return found
+        return [workload for workload in found if full or not workload.when_named]
     return [workload for workload in found if {workload.name, workload.name.partition("-")[0]} & set(names)]
 
 

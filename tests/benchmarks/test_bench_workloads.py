@@ -72,7 +72,7 @@ def test_no_two_steps_have_one_name() -> None:
 
 def test_selected() -> None:
     assert [workload.name for workload in selected((), full=False)] == [
-        "w10", "w1", "w2", "w3", "w5", "w6-stream", "w6-silent", "w6-stalled",
+        "w10", "w1", "w2", "w3", "w5", "w6-stream",
     ]  # fmt: skip
     assert len(selected((), full=True)) == len(WORKLOADS)
     assert [workload.name for workload in selected(["w6-silent", "w4", "w8"], full=False)] == [
