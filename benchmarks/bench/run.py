@@ -8,6 +8,7 @@ fails at is in the result and does not end the run.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -234,6 +235,8 @@ def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool) -> Pla
 def main(full: bool, arms: str, workloads: str, rounds: int | None, out: Path) -> None:
     """Measure, and write result and report."""
     plan = plan_of(arms, workloads, rounds, full=full)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends it ends its servers too, in the background as well
+        signal.signal(number, signal.default_int_handler)
     result = run(plan, out, Screen())
     click.echo(f"{out}, {out.with_name('report.html')}")
     click.echo(table(result))
