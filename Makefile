@@ -48,7 +48,7 @@ check: $(VENV)/.dev ## format, lint, strict types, and branch coverage of the te
 	@echo "== tests"
 	@$(PYTEST) -m "not processes" $(ARGS) --cov
 
-bench: $(VENV)/.run ## against peers and floor, about 5 minutes (ARGS="--arms lumos,floor --workloads w1,w5 --rounds 3")
+bench: $(VENV)/.run ## against peers and floor, 5 to 10 minutes (ARGS="--arms lumos,floor --workloads w1,w5 --rounds 3")
 	@$(BIN)/python -m benchmarks.bench.run $(ARGS)
 
 bench-full: $(VENV)/.run ## all workloads, 7 long rounds: hours

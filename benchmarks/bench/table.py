@@ -20,11 +20,10 @@ def table(result: Result) -> str:
         cells = [_cell(result, shown, arm.name) for shown in columns]
         title = f"**{arm.title}**" if arm.name == OURS else arm.title
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    rounds = 1 + max((trial.round for trial in result.trials), default=-1)
     env = result.env
     lines += [
         "",
-        f"Medians of {rounds} rounds; in parentheses, how many times ours, where the 95 % interval leaves 1 out.",
+        f"Medians of {result.rounds()}; in parentheses, how many times ours, where the 95 % interval leaves 1 out.",
     ]
     lines += [f"{env.cpu} ({env.cpus} CPUs), Linux {env.kernel}, Python {env.python}; commit {result.git}."]
     return "\n".join(lines)
