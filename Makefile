@@ -23,7 +23,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env serve test check simulate mutate bench-ttfb format lock clean
+.PHONY: help env serve test check simulate mutate bench bench-full bench-ttfb format lock clean
 
 help: ## this list
 	@echo "Lumos. Say make and one of:"
@@ -59,6 +59,12 @@ simulate: $(VENV)/.dev ## act simulated systems (SEEDS=1000 or SEEDS=5000-5999; 
 
 mutate: $(VENV)/.dev ## break the code in many ways and see which test notices (ARGS="cursor"; docs/mutation.md)
 	@$(BIN)/python -m tests.mutation.run $(ARGS)
+
+bench: $(VENV)/.run ## against peers and floor, 5 to 10 minutes (ARGS="--arms lumos,floor --workloads w1,w5 --rounds 3")
+	@$(BIN)/python -m benchmarks.bench.run $(ARGS)
+
+bench-full: $(VENV)/.run ## all workloads, 7 long rounds: hours
+	@$(BIN)/python -m benchmarks.bench.run --full $(ARGS)
 
 bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")
 	@$(BIN)/python -m benchmarks.ttfb $(ARGS)

@@ -21,6 +21,7 @@ VIRTUAL_DAY_SECONDS = 86_400
 TESTS = Path(__file__).parent
 
 OF_PROCESSES = (
+    "benchmarks/test_bench_run.py",
     "benchmarks/test_cancels.py",
     "benchmarks/test_slow_readers.py",
     "benchmarks/test_ttfb.py",

@@ -142,7 +142,7 @@ def running(
         command: what to start; it is to listen on 127.0.0.1.
         environment: all that it sees of one.
         port: where it will listen.
-        ready_path: what answers 200 once it is ready.
+        ready_path: what answers 200 once it is ready; "" if taking connections is all that there is to see.
         folder: is there already; the server runs in it and its log, ``log``, is put there.
         core: the CPU that it is bound to; None for all.
         start_seconds: what it may take to be ready.
@@ -203,9 +203,11 @@ def _wait_ready(server: ServerProcess, path: str, deadline: float) -> None:
 
 
 def _answers(port: int, path: str, deadline: float) -> bool:
-    """Whether a GET is answered with 200; waits for the answer as long as the deadline lets it."""
+    """Whether a GET is answered with 200, or without a path, a connection taken; waits as long as it may for that."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with suppress(OSError), socket.create_connection((_HOST, port), max(0.1, deadline - time.monotonic())) as client:
+        if not path:
+            return True
         client.sendall(request.encode())
         return client.recv(16).startswith(b"HTTP/1.1 200")
     return False

@@ -123,6 +123,11 @@ class Result(msgspec.Struct, kw_only=True):
     trials: list[Trial] = []
     summary: list[Summary] = []
 
+    def rounds(self) -> str:
+        """How many there were, in words."""
+        count = 1 + max((trial.round for trial in self.trials), default=-1)
+        return f"{count} round{'s' * (count != 1)}"
+
 
 def save(result: Result, path: Path) -> None:
     """Written whole or not at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from statistics import median
 
 import msgspec
@@ -48,13 +49,20 @@ def ratio_interval(
         raise ValueError("no round in common")
     if not all(a > 0 and b > 0 for a, b in pairs):
         raise ValueError("a ratio needs figures above 0")
-    draw = random.Random(seed)
-    ratios = sorted(_ratio(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    of_draw = {drawn: _ratio([pairs[place] for place in drawn]) for drawn in set(_draws(seed, len(pairs)))}
+    ratios = sorted(of_draw[drawn] for drawn in _draws(seed, len(pairs)))
     outside = 100 * (1 - confidence) / 2
     low, high = (nearest_rank(ratios, percent) for percent in (outside, 100 - outside))
     assert low is not None
     assert high is not None
     return Interval(_ratio(pairs), low, high, len(pairs))
+
+
+@cache
+def _draws(seed: int, count: int) -> list[tuple[int, ...]]:
+    """The resamples, each as sorted places: few different ones, and the same for all figures of a result."""
+    draw = random.Random(seed)
+    return [tuple(sorted(draw.choices(range(count), k=count))) for _ in range(RESAMPLES)]
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
