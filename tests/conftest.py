@@ -40,17 +40,25 @@ OF_PROCESSES = (
     "test_conftest.py",
     "test_deploy.py",
 )
-"""Tests whose subject is other processes, or what takes real time: coverage does not see the one and doubles the other.
+"""Tests whose subject is other processes, or what takes real time: coverage sees nothing of the one, doubles the other."""
 
-``make check`` measures coverage without them; ``make test`` runs all.
-"""
+OVER_ALL = (
+    "benchmarks/test_bench_arms.py",
+    "server/simulation/test_seeds.py",
+    "server/test_schemathesis.py",
+    "server/test_tenants.py",
+)
+"""Tests that go over everything once more, and are long: no line is covered by them alone."""
+
+UNMEASURED = (*OF_PROCESSES, *OVER_ALL)
+"""``make check`` measures coverage without these; ``make test`` runs all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of these modules."""
     for item in items:
-        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(OF_PROCESSES):
-            item.add_marker("processes")
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(UNMEASURED):
+            item.add_marker("unmeasured")
 
 
 def within_a_virtual_day(test: Callable[..., Any]) -> Callable[..., Any]:

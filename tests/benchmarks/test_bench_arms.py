@@ -29,8 +29,6 @@ from benchmarks.bench.process import (
 )
 from benchmarks.bench.smoke import MODEL, TOOLS_MODEL, ask, small_upstream, smoke_table, text_of, try_out
 
-pytestmark = pytest.mark.processes
-
 PEERS = [arm for arm in ARMS if arm.environment]
 
 SERVER = """

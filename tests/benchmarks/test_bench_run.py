@@ -20,8 +20,6 @@ from benchmarks.bench.run import Plan, Screen, plan_of, run
 from benchmarks.bench.trial import Place, do_trial, warm_up
 from benchmarks.bench.workloads import MODEL, Step, Workload, spread
 
-pytestmark = pytest.mark.processes
-
 TINY = Workload(
     name="w2",
     title="Tiny",
