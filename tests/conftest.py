@@ -40,7 +40,7 @@ OF_PROCESSES = (
     "test_conftest.py",
     "test_deploy.py",
 )
-"""Tests whose subject is other processes, or what takes real time: coverage sees nothing of the one, doubles the other."""
+"""Tests of other processes, or of what takes real time: coverage sees nothing of the one, and doubles the other."""
 
 OVER_ALL = (
     "benchmarks/test_bench_arms.py",
