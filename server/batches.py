@@ -147,7 +147,9 @@ class BatchDirectory:
         local = self.find_here(batch_id)
         if self._shared is None or (local is not None and local.log is not None):
             return local
-        return await self._shared.find_batch(batch_id) or local
+        shared = await self._shared.find_batch(batch_id)
+        # Without frames on either side it is this one's that is to be stopped: its runs are here.
+        return local if local is not None and (shared is None or shared.log is None) else shared
 
     def find_here(self, batch_id: str) -> BatchHandle | None:
         """The batch of that id, if this worker has started it."""

@@ -68,7 +68,7 @@ class ReadingClient:
         after = self.last if cursor else 0
         if cursor and self.last:
             headers["Last-Event-ID"] = f"{self.run_id}.{self.last}"
-        run_id = self.run_id if cursor else ""
+        run_id = self.run_id = self.run_id if cursor and self.last else ""  # without an event of it, it begins anew
         exchange = await self._asker.ask(
             what, worker, ("POST", path), body, headers, run_id=run_id, after=after, paced=True
         )

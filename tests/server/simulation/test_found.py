@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.simulation.plan import AnswerPlan, ClientPlan, EventPlan, Plan, ReplyPlan, VendorPlan
+from server.simulation.plan import AnswerPlan, ClientPlan, EventPlan, Plan, ReplyPlan, StepPlan, VendorPlan
 from server.simulation.run_plan import simulate
 
 ANSWERED_AT_0 = Plan(
@@ -21,7 +21,19 @@ CUT_IN_THE_HANDSHAKE = Plan(
 DRIPPED_OUT = Plan(seed=291, vendors=(VendorPlan(answers=(AnswerPlan(fault="drip", where=1.0, seconds=0.01),)),))
 """The simulation's own: an answer that had dripped out was over only when the longest one would have been."""
 
-FOUND = {"answered at 0": ANSWERED_AT_0, "cut in the handshake": CUT_IN_THE_HANDSHAKE, "dripped out": DRIPPED_OUT}
+STOPPED_WITHOUT_A_RUN = Plan(
+    seed=9390,
+    shared=True,
+    clients=(ClientPlan(manner="batch", agents=(0, 0), steps=(StepPlan(act="delete"), StepPlan(act="stop"))),),
+)
+"""A batch of which one run was deleted was not stopped where it runs: Redis, which had dropped it, was asked to."""
+
+FOUND = {
+    "answered at 0": ANSWERED_AT_0,
+    "cut in the handshake": CUT_IN_THE_HANDSHAKE,
+    "dripped out": DRIPPED_OUT,
+    "stopped without a run": STOPPED_WITHOUT_A_RUN,
+}
 
 
 @pytest.mark.parametrize("plan", FOUND.values(), ids=FOUND)
