@@ -136,8 +136,7 @@ async def test_a_crash_is_a_failed_result_and_the_server_comes_back(
     async with trio.open_nursery() as calls:
         calls.start_soon(call_other)
         await told(started)
-        assert await crash.call("", CONTEXT) == GONE
-        assert (server.state, server.fault) == ("down", "it has gone")
+        assert await crash.call("", CONTEXT) == GONE  # perhaps before its process is seen to have ended
         before = trio.current_time()
         assert await call(server, "add", a=1, b=2) == GONE
         assert trio.current_time() - before < 0.1
