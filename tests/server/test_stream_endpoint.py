@@ -178,7 +178,8 @@ async def test_a_resumed_reader_gets_heartbeats_from_its_own_acceptance_on(autoj
         await trio.sleep(7)
         async with world.client.stream("GET", run_url(run_id, "/events?after=1")) as response:
             parts = [(at, part == HEARTBEAT) async for at, part in body_parts(response)]
-        assert parts == [(22, True), (25, False)]
+        # The words and the end, of one instant, come in one read or in two: the scheduler decides.
+        assert sorted(set(parts)) == [(22, True), (25, False)]
 
 
 # What a request may set
