@@ -36,9 +36,9 @@ from server.app import Services, create_app
 from server.compose import base_url
 from server.serving import ServingLimits, serve
 from server.sockets import listen_tcp, raise_descriptor_limit
+from server.testing.vendor_bytes import LAST_CHUNK, STREAM_HEAD, chunked
 
 PHASES = ("before headers", "before the first token", "in the text", "in a tool", "not reading")
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LONGEST_STAY = 0.15
 """Seconds; the model has begun long before, if the machine is not overloaded."""
 
@@ -111,7 +111,7 @@ class Model:
             name = _NAME.search(request)
         phase, number = PHASES[int(name[1])], int(name[2])
         if phase == "in a tool":
-            await stream.send_all(STREAM_HEAD + _chunk(_tool_call(number)) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            await stream.send_all(STREAM_HEAD + chunked(_tool_call(number)) + chunked(b"data: [DONE]\n\n") + LAST_CHUNK)
             return
         self._meter.speaking += 1
         try:
@@ -135,7 +135,7 @@ class Model:
             await trio.sleep_forever()
         size = 16_384 if phase == "not reading" else 5
         for _ in count():
-            await stream.send_all(_chunk(_text("x" * size)))
+            await stream.send_all(chunked(_text("x" * size)))
             await trio.sleep(0.002)
 
 
@@ -154,10 +154,6 @@ def _event(delta: object, finish: str | None = None) -> bytes:
     return (
         b"data: " + msgspec.json.encode({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}) + b"\n\n"
     )
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 @asynccontextmanager

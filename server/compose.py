@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +22,7 @@ from .composition import (
     HURRY_SECONDS,
     Composition,
     Foundations,
+    LeaveWithin,
     end_runs_of_the_dead,
     serve_until_signal,
 )
@@ -92,18 +94,18 @@ async def run_server(settings: ServerSettings) -> None:
             composition = Composition(settings, base, keyed=keyed)
             listeners = _listen(settings, keyed)
             leaving.enter_context(database.present(end_runs_of_the_dead))  # from here on this is a server
-
-            def leave_within(seconds: float) -> None:
-                leaving.enter_context(_leave_after(seconds))
-
-            async def serve_until_end(services: Services) -> None:
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    _tune_garbage_collector()
-                    _tell_started(services, listeners)
-                    await serve_until_signal(services, listeners, settings, signals, leave_within)
-
-            await composition.run(serve_until_end, leave_within)
+            leave_within = partial(_leave_within, leaving)
+            await composition.run(partial(_serve_until_end, settings, listeners, leave_within), leave_within)
     _logger.info("server.ended")
+
+
+async def _serve_until_end(
+    settings: ServerSettings, listeners: list[SocketListener], leave_within: LeaveWithin, services: Services
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        _tune_garbage_collector()
+        _tell_started(services, listeners)
+        await serve_until_signal(services, listeners, settings, signals, leave_within)
 
 
 def _tools(servers: McpServers) -> ToolRegistry:
@@ -157,6 +159,10 @@ def _tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _leave_within(leaving: ExitStack, seconds: float) -> None:
+    leaving.enter_context(_leave_after(seconds))
 
 
 @contextmanager

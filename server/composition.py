@@ -124,11 +124,11 @@ class Composition:
         _check_agents(base.declared.agent, self._factory)
         self.gatekeeper = Gatekeeper(base.database, keyed=keyed)
         self._links = _share_links(settings)
+        self._shares = () if base.shared is None else (base.shared,)
 
     async def run(self, serve_until_end: Callable[[Services], Awaitable[None]], leave_within: LeaveWithin) -> None:
         """Do all that a server does beside serving for as long as ``serve_until_end`` serves, then end it in order."""
-        base, memories = self._base, self.memories
-        shares = () if base.shared is None else (base.shared,)
+        base, memories, shares = self._base, self.memories, self._shares
         async with trio.open_nursery() as keeping:
             keeping.start_soon(memories.unsaved.work)
             keeping.start_soon(self.journal.work)
@@ -153,8 +153,7 @@ class Composition:
 
     def _services(self, runs: trio.Nursery) -> Services:
         """What the routes work on; runs live in the nursery."""
-        settings, base = self._settings, self._base
-        shares = () if base.shared is None else (base.shared,)
+        settings, base, shares = self._settings, self._base, self._shares
         followers = LogFollowers(*base.followers, self.journal, *shares, observer=base.observer or RunLogger())
         supervisor = RunSupervisor(runs, followers, RetentionLimits(seconds=settings.retention))
         return Services(

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 from hypercorn.trio.tcp_server import MAX_RECV
 
-from .errors import RETRY_AFTER_SECONDS
+from .errors import RETRY_AFTER_SECONDS, bare_refusal
 
 LINGER_SECONDS = 2.0
 """What a client that was answered early gets to read its answer before the connection closes."""
@@ -16,7 +16,7 @@ LINGER_SECONDS = 2.0
 MAX_REFUSING = 100
 """Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
 
-_FULL_BODY = b'{"code":"SERVICE_UNAVAILABLE","message":"too many connections","details":null,"timestamp":null}'
+_FULL_BODY = bare_refusal("too many connections")
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
     b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"

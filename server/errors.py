@@ -64,6 +64,12 @@ def not_found(what: str, name: str) -> ApiError:
     return ApiError(404, "NOT_FOUND", f"there is no {what} {name[:100]!r}")
 
 
+def bare_refusal(message: str) -> bytes:
+    """The body of a 503 from where there is no app to answer: without details, and without a time."""
+    body = {"code": "SERVICE_UNAVAILABLE", "message": message, "details": None, "timestamp": None}
+    return msgspec.json.encode(body)
+
+
 def draining() -> ApiError:
     """503 while the server shuts down."""
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}

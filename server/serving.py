@@ -34,7 +34,7 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 from .doorkeeper import LINGER_SECONDS, Doorkeeper
-from .errors import RETRY_AFTER_SECONDS
+from .errors import RETRY_AFTER_SECONDS, bare_refusal
 from .sse import WRITER
 from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
@@ -50,9 +50,7 @@ _HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNOREC
 _UNANSWERED = [(b"content-length", b"0"), (b"connection", b"close")]
 """The headers of Hypercorn's own 500: the app's task has ended without a word, as it does when serving ends."""
 
-_CUT_OFF_BODY = (
-    b'{"code":"SERVICE_UNAVAILABLE","message":"the server is shutting down","details":null,"timestamp":null}'
-)
+_CUT_OFF_BODY = bare_refusal("the server is shutting down")
 _logger = structlog.get_logger("lumos")
 
 

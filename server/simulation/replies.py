@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import msgspec
 
 from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
-from providers.recording import FORMAT, RecordedRead, Recording, RecordingHeader, load, names
+from providers.recording import RecordedRead, Recording, load, names
 from providers.replay import step_name
+from server.testing.replay import made_header
 
 from .plan import Alphabet, ReplyPlan, Wire
 
@@ -27,17 +27,7 @@ _UNITS: dict[Alphabet, tuple[str, ...]] = {
 }
 """What texts are made of; numbers between these make every place of a text another one."""
 
-_MADE = RecordingHeader(
-    format=FORMAT,
-    name="simulated",
-    title="made by the simulation",
-    provider="none",
-    model="none",
-    recorded=datetime.date(2026, 11, 22),
-    source="server/simulation/replies.py",
-    licence="MIT",
-    prompt="",
-)
+_MADE = made_header("simulated", "made by the simulation", "server/simulation/replies.py")
 
 
 class Asked(msgspec.Struct, frozen=True):

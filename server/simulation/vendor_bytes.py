@@ -15,6 +15,7 @@ import msgspec
 
 from engine.errors import ProviderErrorCode
 from providers.encoders import MOCKED_VENDORS, Format, answer_facts, encoded_reads, raw_reads, speaks
+from server.testing.vendor_bytes import LAST_CHUNK, chunked
 
 from .plan import AnswerPlan, UpstreamFault, Wire
 from .replies import Asked, reply_recording
@@ -232,11 +233,11 @@ def _framed(
     behind: bytes,
 ) -> Script:
     """The body behind its head, in chunks or up to the connection's end, its bytes held back or cut as planned."""
-    chunk = _as_it_is if plan.close_delimited else _chunk
+    chunk = _as_it_is if plan.close_delimited else chunked
     framed = [(at, chunk(data)) for at, data in parts if data]
     ends = [len(head) + place for place in _framed_places(parts, content_ends, chunk)]
     sends, end, held = _held_or_cut(plan, framed)
-    last_chunk = b"" if plan.close_delimited else b"0\r\n\r\n"
+    last_chunk = b"" if plan.close_delimited else LAST_CHUNK
     if tail:
         held = ((at, chunk(data)) for at, data in tail)
     elif held:
@@ -276,10 +277,6 @@ def _dripping(held: Iterable[Timed], seconds: float, last_chunk: bytes) -> Itera
             yield start + seconds * number, bytes([byte])
         if len(rest) > DRIP_BYTES:
             yield start + seconds * (DRIP_BYTES + 1), rest[DRIP_BYTES:]
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def _as_it_is(data: bytes) -> bytes:

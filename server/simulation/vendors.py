@@ -12,6 +12,7 @@ import trio
 
 from providers.network import Connect
 from server.testing.memory_network import MemoryConnection, MemoryStream
+from server.testing.vendor_bytes import read_request as receive_request
 
 from .observations import UpstreamCall
 from .plan import AnswerPlan, VendorPlan
@@ -20,7 +21,6 @@ from .vendor_bytes import Script, make_script
 
 __all__ = ["Noter", "Vendor", "guarded", "reply_text", "reply_usage", "worker_of"]
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"\r\n(?:authorization: bearer|x-api-key:|x-goog-api-key:|api-key:) *([^\r]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(\d+)$")
 
@@ -88,7 +88,7 @@ class Vendor:
         try:
             # A caller that has gone is no fault here, and a connection that we broke is as planned.
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, _CallerGoneError):
-                while request := await _read_request(stream):
+                while request := await receive_request(stream):
                     if self.next_answer.fault in ("refuse", "black_hole"):
                         break
                     plan, last = self._take(request, stream)
@@ -165,15 +165,3 @@ async def _wait_caller_closed(connection: MemoryConnection) -> None:
     """Until the caller's end is closed by its owner."""
     while connection.client.closed_at is None:
         await connection.to_client.changed.park()
-
-
-async def _read_request(stream: MemoryStream) -> bytes:
-    """One request whose body has a Content-Length; empty once the caller has closed."""
-    request = b""
-    while data := await stream.receive_some():
-        request += data
-        head, blank, body = request.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if blank and len(body) >= (int(length[1]) if length else 0):
-            return request
-    return b""

@@ -88,7 +88,12 @@ class Replay:
         if usage is not None:
             end.append(UsagePiece(*usage))
         last = reads[-1][0] if reads else 0.5
-        return Answer(Recording(_header(), tuple(_joined([*reads, *((last, piece) for piece in end)]))))
+        return Answer(
+            Recording(
+                made_header("in-place", "written in a test", "a test", licence="none"),
+                tuple(_joined([*reads, *((last, piece) for piece in end)])),
+            )
+        )
 
 
 def _words(text: str) -> list[str]:
@@ -112,15 +117,16 @@ def _joined(timed: Iterable[tuple[float, Piece]]) -> Iterator[RecordedRead]:
     yield RecordedRead(at_ns, tuple(pieces))
 
 
-def _header() -> RecordingHeader:
+def made_header(name: str, title: str, source: str, *, licence: str = "MIT") -> RecordingHeader:
+    """The header of a recording that nobody recorded; ``source`` is who made it."""
     return RecordingHeader(
         format=FORMAT,
-        name="in-place",
-        title="written in a test",
+        name=name,
+        title=title,
         provider="none",
         model="none",
         recorded=datetime.date(2026, 11, 22),
-        source="a test",
-        licence="none",
+        source=source,
+        licence=licence,
         prompt="",
     )

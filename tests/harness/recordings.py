@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from itertools import count
 
 from engine.pieces import FinishPiece, Piece, TextPiece, ToolCallPiece, UsagePiece
-from providers.recording import FORMAT, RecordedRead, Recording, RecordingHeader
+from providers.recording import RecordedRead, Recording, RecordingHeader
+from server.testing.replay import made_header
 
 
 def steady_recording(*, first: float = 2.5, gap: float = 0.5, last: float = 93.0) -> Recording:
@@ -30,14 +30,4 @@ def step_recording(*calls: ToolCallPiece, text: str = "", first: float = 1.0, la
 
 
 def _header(name: str) -> RecordingHeader:
-    return RecordingHeader(
-        format=FORMAT,
-        name=name,
-        title="made for a test",
-        provider="none",
-        model="none",
-        recorded=datetime.date(2026, 11, 22),
-        source="tests/harness/recordings.py",
-        licence="MIT",
-        prompt="",
-    )
+    return made_header(name, "made for a test", "tests/harness/recordings.py")

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from server.testing.memory_network import MemoryStream
+from server.testing.vendor_bytes import chunked
 from tests.harness.world import LUMOS, World
 
 CHAT_PATH = "/api/v1/agents/demo/chat/lumosai/stream"
@@ -34,10 +35,7 @@ def chat_request(**body: Any) -> bytes:
 
 def chunks(*parts: bytes) -> bytes:
     """The parts as chunks of a chunked body, without its end."""
-    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
-
-
-LAST_CHUNK = b"0\r\n\r\n"
+    return b"".join(map(chunked, parts))
 
 
 @dataclass(frozen=True)

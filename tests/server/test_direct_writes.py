@@ -12,9 +12,10 @@ from trio.testing import MockClock
 from engine import AgentStopped, Deadlines, TextDelta
 from server.app import API
 from server.serving import Connection, ServingLimits
+from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
 from tests.harness.world import LUMOS, open_world
-from tests.server.raw_http import LAST_CHUNK, RawClient, chat_request, raw_client, request_bytes
+from tests.server.raw_http import RawClient, chat_request, raw_client, request_bytes
 
 BASE = "http://lumos"
 WINDOW = 4096

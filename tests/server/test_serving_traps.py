@@ -28,12 +28,12 @@ from server.requests import BODY_SECONDS
 from server.serving import ServingLimits, serve
 from server.sse import EventStreamBody, stream_response
 from server.testing.memory_network import MemoryConnection
+from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
 from tests.harness.world import LUMOS, World, open_world
 from tests.server.raw_http import (
     CHAT_PATH,
     HEAD_END,
-    LAST_CHUNK,
     RawClient,
     chat_request,
     chunks,
