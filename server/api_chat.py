@@ -223,6 +223,7 @@ ROUTES = (
         also={204: "The run is over, and all its events were delivered before."},
         answer_headers=_RUN_HEADERS,
         example=EXAMPLE,
+        direct=True,
     ),
     Route(
         method="POST",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from quart import Response
+from quart import Response, request
 
 from engine.events import Error, TerminalEvent
 
@@ -45,7 +45,7 @@ async def get_run_events(call: Call[None, EventsQuery]) -> Response:
     """The run's events from a number on, then live; or those of a range, for good."""
     run = await find_run(call)
     if "until" in call.request.args:
-        return await owners_range(call.request, run.log, call.services.database)
+        return await owners_range(request, run.log, call.services.database)
     return events_response(call, run)
 
 

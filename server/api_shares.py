@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-from quart import Response
+from quart import Response, request
 
 from .edge import RangeView, bearers_of_a_link, check_range, range_response
 from .errors import ApiError, not_found
@@ -73,7 +73,7 @@ async def get_shared_events(call: Call[None, SharedQuery]) -> Response:
     until = run.log.last_seq if call.query.until is None else call.query.until
     check_range(run.log, call.query.after, until)
     audience = bearers_of_a_link(shared.expires_at)
-    return await range_response(call.request, run.log, call.query.after, until, audience, call.services.database)
+    return await range_response(request, run.log, call.query.after, until, audience, call.services.database)
 
 
 async def _find_shared(call: Call[None, SharedQuery], run_id: str) -> RunHandle:

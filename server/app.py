@@ -5,10 +5,11 @@ from __future__ import annotations
 from quart_trio import QuartTrio
 
 from .api_socket import install_socket
+from .direct import DIRECT
 from .errors import install_error_handlers
 from .requests import BODY_SECONDS, MAX_BODY_BYTES
 from .routes import ROUTES
-from .routing import API, install_routes
+from .routing import API, direct_routes, install_routes
 from .services import Services
 from .sse import StreamConnection
 
@@ -26,5 +27,6 @@ def create_app(services: Services) -> QuartTrio:
     if services.guard is not None:
         services.guard.install(app)
     install_routes(app, services, ROUTES)
+    app.extensions[DIRECT] = direct_routes(services, ROUTES)
     install_socket(app, services)
     return app

@@ -10,6 +10,7 @@ import trio
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
 
+from .asked import Asked
 from .availability import ReadableStore, or_unavailable
 from .errors import ApiError
 from .keys import PresentedKey, hash_secret, parse_key
@@ -48,7 +49,7 @@ class Gatekeeper:
         self._unknown: _Shelf[None] = _Shelf(UNKNOWN_KEY_SECONDS)
         self._asking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
-    async def admit(self, request: BaseRequestWebsocket, *further: str) -> Principal:
+    async def admit(self, request: Asked | BaseRequestWebsocket, *further: str) -> Principal:
         """Who asks, by ``Authorization: Bearer`` or ``X-API-Key``. Counts the request towards the key's limit.
 
         ``further`` are keys that the request shows in another way; all have to be the same.

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from quart import Request, Response
 
+from .asked import Asked
+
 ANY_ORIGIN = "*"
 PREFLIGHT_SECONDS = 600
 METHODS = "GET, POST, PUT, PATCH, DELETE"
@@ -45,7 +47,7 @@ class Cors:
         }
         return Response(b"", status=204, headers=headers)
 
-    def mark(self, request: Request, response: Response) -> Response:
+    def mark(self, request: Asked, response: Response) -> Response:
         """Let the browser hand the answer to its page, if that is of an allowed origin."""
         if not self._origins:
             return response

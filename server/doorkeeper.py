@@ -8,7 +8,7 @@ from typing import Any
 import trio
 from hypercorn.trio.tcp_server import MAX_RECV
 
-from .errors import RETRY_AFTER_SECONDS, bare_refusal
+from .errors import bare_answer
 
 LINGER_SECONDS = 2.0
 """What a client that was answered early gets to read its answer before the connection closes."""
@@ -16,12 +16,7 @@ LINGER_SECONDS = 2.0
 MAX_REFUSING = 100
 """Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
 
-_FULL_BODY = bare_refusal("too many connections")
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
-    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-    % (RETRY_AFTER_SECONDS, len(_FULL_BODY), _FULL_BODY)
-)
+_FULL = bare_answer("too many connections")
 
 
 class Doorkeeper:

@@ -70,6 +70,15 @@ def bare_refusal(message: str) -> bytes:
     return msgspec.json.encode(body)
 
 
+def bare_answer(message: str) -> bytes:
+    """A whole 503 with that body, after which the connection closes."""
+    body = bare_refusal(message)
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+        b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (RETRY_AFTER_SECONDS, len(body), body)
+    )
+
+
 def draining() -> ApiError:
     """503 while the server shuts down."""
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -105,6 +114,13 @@ def install_error_handlers(app: QuartTrio) -> None:
     app.register_error_handler(Exception, _answer_bug)
 
 
+async def answer_error(error: BaseException) -> Response:
+    """What a handler raised as its answer; of several at once, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return await (_answer_api_error(error) if isinstance(error, ApiError) else _answer_bug(error))
+
+
 async def _answer_api_error(error: ApiError) -> Response:
     _refusals.tell(error.status, error.code)
     refusal = Refusal(error.code, error.message, error.details, datetime.now(UTC).isoformat())
@@ -117,6 +133,6 @@ def _wrong_method(error: MethodNotAllowed) -> ApiError:
     return ApiError(405, "METHOD_NOT_ALLOWED", message, headers={"Allow": allowed})
 
 
-async def _answer_bug(error: Exception) -> Response:
+async def _answer_bug(error: BaseException) -> Response:
     _logger.error("request.crashed", exc_info=error)
     return await _answer_api_error(ApiError(500, "INTERNAL_ERROR", "internal error"))

@@ -16,6 +16,7 @@ from ipaddress import IPv6Address, ip_address
 from quart import Request, Response, Websocket, request, websocket
 from quart_trio import QuartTrio
 
+from .asked import Asked
 from .cors import Cors
 from .errors import ApiError
 
@@ -109,7 +110,7 @@ class RequestGuard:
         app.before_websocket(before_socket)
         app.after_request(after)
 
-    async def check(self, asked: Request | Websocket) -> None:
+    async def check(self, asked: Asked | Websocket) -> None:
         """Refuse what a web page elsewhere may have sent, while the server has no keys.
 
         Raises:
@@ -119,14 +120,14 @@ class RequestGuard:
         if refusal is not None and not await self._is_keyed():
             raise refusal
 
-    def _host_refusal(self, asked: Request | Websocket) -> ApiError | None:
+    def _host_refusal(self, asked: Asked | Websocket) -> ApiError | None:
         hosts = asked.headers.getlist("Host")
         if len(hosts) == 1 and (is_loopback_host(hosts[0]) or hosts[0] in self._hosts):
             return None
         message = "without API keys this server answers to localhost, 127.0.0.1 and [::1] only; see the Host header"
         return ApiError(421, "MISDIRECTED_REQUEST", message)
 
-    def _origin_refusal(self, asked: Request | Websocket) -> ApiError | None:
+    def _origin_refusal(self, asked: Asked | Websocket) -> ApiError | None:
         if asked.method in SAFE_METHODS and isinstance(asked, Request):  # what a page opens a socket to, it reads too
             return None
         origins = asked.headers.getlist("Origin")

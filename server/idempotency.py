@@ -18,8 +18,8 @@ from typing import TypeAlias, TypeVar
 import msgspec
 import structlog
 import trio
-from quart import Request
 
+from .asked import Asked
 from .availability import or_unavailable
 from .errors import ApiError
 from .run_directory import GoneError
@@ -58,7 +58,7 @@ class Keyed(msgspec.Struct, frozen=True):
 RUN = Keyed("run", renewed=True)
 
 
-def requested_key(request: Request) -> str | None:
+def requested_key(request: Asked) -> str | None:
     """The request's key.
 
     Raises:

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import msgspec
-from quart import Request
 
+from .asked import Asked
 from .idempotency import Keyed, Place, check_fingerprint, fingerprint_of, requested_key
 from .routing import PATH_IDS, Call
 from .sse import bad_cursor, sequence_number
@@ -72,7 +72,7 @@ def check_nothing_read(what: str, after: bool) -> None:
         raise bad_cursor(f"there is no {what} yet after whose events to read")
 
 
-def _resumed_id(request: Request, what: str) -> str | None:
+def _resumed_id(request: Asked, what: str) -> str | None:
     event_ids = {event_id for event_id in request.headers.getlist("Last-Event-ID") if event_id}
     found = {event_id.rpartition(".")[0] for event_id in event_ids}
     if not found:

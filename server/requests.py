@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
-from quart import Request
 
 from engine import BasicAgent, DeadlineTooLongError, DeadlineWish, RunOptions, RunSpec, StreamingConfig
 from engine.agent import DEFAULT_SESSION
 
+from .asked import Asked
 from .errors import ApiError
 from .json_depth import nesting_fault
 from .principal import NAME
@@ -106,7 +106,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ApiError(422, "VALIDATION_ERROR", str(error), details) from error
 
 
-async def read_json(request: Request, kind: type[Body], media_types: Sequence[str] = (JSON_MEDIA_TYPE,)) -> Body:
+async def read_json(request: Asked, kind: type[Body], media_types: Sequence[str] = (JSON_MEDIA_TYPE,)) -> Body:
     """The request's body, of one of these content types, as that type. Quart bounds its size and time (413, 408).
 
     Of a field that is there twice the last one counts; nothing before or behind us reads the same bytes otherwise.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from quart import Response
+from quart import Response, request
 
 from . import api_agents, api_batch, api_caller, api_chat, api_health, api_history, api_memory, api_runs, api_shares
 from .docs_page import HEADERS, render
@@ -27,7 +27,7 @@ async def get_openapi(call: Call[None, None]) -> Response:
 
 async def get_docs(call: Call[None, None]) -> Response:
     """The API's description as a page."""
-    page = render(description(await _is_keyed(call)), call.request.host_url.rstrip("/"))
+    page = render(description(await _is_keyed(call)), request.host_url.rstrip("/"))
     return Response(page, content_type="text/html; charset=utf-8", headers=HEADERS)
 
 

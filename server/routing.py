@@ -6,14 +6,18 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 import structlog
-from quart import Request, Response, Websocket, request
+from quart import Response, Websocket, request
 from quart_trio import QuartTrio
 
-from .errors import ApiError, json_response, not_found
+from .asked import Asked
+from .direct import DirectRoute, DirectRoutes, Respond
+from .errors import ApiError, answer_error, json_response, not_found
+from .guard import RequestGuard
 from .key_watch import KeyWatch
 from .principal import LOCAL_USER, Principal
 from .records import AGENT_ID
@@ -68,7 +72,7 @@ class Call(Generic[BodyT, QueryT]):
     ids: Mapping[str, str]
     body: BodyT
     query: QueryT
-    request: Request
+    request: Asked
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Route:
         answer_headers: headers of the good answer, with what they say.
         example: of the body.
         open: needs no key.
+        direct: plain requests are answered on their connection, past Quart: for the route that has to be quick.
         wrapped: whether the answer stands in ``{"success": true, "data": ...}``.
     """
 
@@ -126,6 +131,7 @@ class Route:
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     example: Any = None
     open: bool = False
+    direct: bool = False
     wrapped: bool = True
 
     @property
@@ -152,29 +158,62 @@ def install_routes(app: QuartTrio, services: Services, routes: Sequence[Route]) 
             )
 
 
+def direct_routes(services: Services, routes: Sequence[Route]) -> DirectRoutes:
+    """The routes that connections serve themselves, with what stands before and behind every route of the app's."""
+    found = []
+    for route in routes:
+        if route.direct:
+            respond = _guarded(partial(_answer, route, services), services.guard)
+            found += [DirectRoute(_path_pattern(path), respond) for path in (route.path, *route.aliases)]
+    return DirectRoutes(found)
+
+
+def _path_pattern(path: str) -> re.Pattern[bytes]:
+    """Ids as they can be, and none of their characters in a percent's disguise."""
+    text = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{PATH_IDS[name[1]].pattern})", path)
+    return re.compile(text.encode())
+
+
+def _guarded(respond: Respond, guard: RequestGuard | None) -> Respond:
+    async def guarded(asked: Asked, ids: Mapping[str, str]) -> Response:
+        try:
+            if guard is not None:
+                await guard.check(asked)
+            response = await respond(asked, ids)
+        except Exception as error:  # noqa: BLE001 - a bug's answer too
+            response = await answer_error(error)
+        return response if guard is None else guard.cors.mark(asked, response)
+
+    return guarded
+
+
 def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]]:
     async def view(**ids: str) -> Response:
-        caller = await _admitted(route, services)
-        for name, text in ids.items():
-            if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
-                raise not_found(PATH_IDS[name].what, text)
-        if route.raw_query:
-            check_parameters(request, route.query)
-        query = None if route.raw_query else read_query(request, route.query)
-        body = None if route.body is None else await read_json(request, route.body, route.body_media_types)
-        answer = await route.handler(Call(services, caller, ids, body, query, request))
-        body_sent = answer.response if isinstance(answer, Response) else None
-        if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
-            body_sent.watch = KeyWatch(services.gatekeeper, caller)
-        return answer if isinstance(answer, Response) else _response(route, answer)
+        return await _answer(route, services, request, ids)
 
     return view
 
 
-async def _admitted(route: Route, services: Services) -> Principal:
+async def _answer(route: Route, services: Services, asked: Asked, ids: Mapping[str, str]) -> Response:
+    caller = await _admitted(route, services, asked)
+    for name, text in ids.items():
+        if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
+            raise not_found(PATH_IDS[name].what, text)
+    if route.raw_query:
+        check_parameters(asked, route.query)
+    query = None if route.raw_query else read_query(asked, route.query)
+    body = None if route.body is None else await read_json(asked, route.body, route.body_media_types)
+    answer = await route.handler(Call(services, caller, ids, body, query, asked))
+    body_sent = answer.response if isinstance(answer, Response) else None
+    if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
+        body_sent.watch = KeyWatch(services.gatekeeper, caller)
+    return answer if isinstance(answer, Response) else _response(route, answer)
+
+
+async def _admitted(route: Route, services: Services, asked: Asked) -> Principal:
     if route.open or services.gatekeeper is None:
         return LOCAL_USER
-    caller = await services.gatekeeper.admit(request)
+    caller = await services.gatekeeper.admit(asked)
     if caller.key_id is not None:
         structlog.contextvars.bind_contextvars(key_id=caller.key_id)  # its task's lines, and those of its runs, say it
     return caller
@@ -188,7 +227,7 @@ def _response(route: Route, answer: Any) -> Response:
     return json_response(data, route.status, reply.headers)
 
 
-def check_parameters(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> None:
+def check_parameters(request: Asked | Websocket, kind: type[msgspec.Struct] | None) -> None:
     """Whether the query has none but the type's parameters. Raises ApiError: 422."""
     known = () if kind is None else kind.__struct_encode_fields__
     for name in request.args:
@@ -197,7 +236,7 @@ def check_parameters(request: Request | Websocket, kind: type[msgspec.Struct] | 
             raise ApiError(422, "VALIDATION_ERROR", f"there is no parameter {shown!r}", {"field": shown})
 
 
-def read_query(request: Request | Websocket, kind: type[msgspec.Struct] | None) -> Any:
+def read_query(request: Asked | Websocket, kind: type[msgspec.Struct] | None) -> Any:
     """The query string as that type; None is one without parameters.
 
     Raises:

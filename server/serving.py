@@ -8,13 +8,12 @@ live for ever (measured: traps H1, H2 and H3 in ``docs/decisions.md``, each with
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import h11
 import msgspec
@@ -22,10 +21,7 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, Request, Response
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
-from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.protocol.h11 import H11WSConnection
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -33,24 +29,13 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
+from .direct import CLEANUP_SECONDS, DIRECT, DirectAnswer, DirectRoutes, chunk
 from .doorkeeper import LINGER_SECONDS, Doorkeeper
-from .errors import RETRY_AFTER_SECONDS, bare_refusal
+from .http11 import Http11
 from .sse import WRITER
-from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
-CLEANUP_SECONDS = 5.0
 STALL_BYTES = 65_536
 
-_TARGET = re.compile(rb"/|\*$|https?://(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?([/?]|$)", re.IGNORECASE)
-"""What a request may ask for (RFC 9112, section 3.2): a path, ``*`` or a URL. On other targets Quart crashes."""
-
-_HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNORECASE)
-"""What a Host header may say (RFC 9110, section 7.2). On others, as ``.``, Werkzeug raises before our routes."""
-
-_UNANSWERED = [(b"content-length", b"0"), (b"connection", b"close")]
-"""The headers of Hypercorn's own 500: the app's task has ended without a word, as it does when serving ends."""
-
-_CUT_OFF_BODY = bare_refusal("the server is shutting down")
 _logger = structlog.get_logger("lumos")
 
 
@@ -84,93 +69,13 @@ class ConnectionStream(Protocol):
         ...
 
 
-class _Http11(H11Protocol):
-    """Hypercorn's HTTP/1.1 without the ways into cleartext HTTP/2: no browser uses them, seven of H1's inputs do."""
+@dataclass(frozen=True)
+class Site:
+    """What all connections serve: an app as Hypercorn calls it, and what they answer themselves."""
 
-    _asked_head = False
-
-    async def handle(self, event: Event) -> None:
-        await super().handle(event)
-        if isinstance(self.stream, WSStream) and self.stream.closed:
-            await self.send(Closed())  # refused with a 400, after which Hypercorn would wait for the client
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        """Pass on what the app says; an answer to a body that is still to come is the connection's last, and says so.
-
-        Without, Hypercorn only closes it, and the next request of a client that keeps connections finds it dead.
-        """
-        if isinstance(event, Response):
-            if event.status_code == 500 and event.headers == _UNANSWERED:
-                await self._answer_cut_off(event)
-                return
-            if event.status_code >= 200 and self.connection.their_state is h11.SEND_BODY:
-                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
-            event = replace(event, headers=_true_headers(event, self._asked_head))
-        await super().stream_send(event)
-
-    async def _answer_cut_off(self, event: Response) -> None:
-        """A request that still waited when serving ended gets a 503 instead of an empty 500. Its end comes behind."""
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"cache-control", b"no-store"),
-            (b"retry-after", b"%d" % RETRY_AFTER_SECONDS),
-            (b"content-length", b"%d" % len(_CUT_OFF_BODY)),
-            (b"connection", b"close"),
-        ]
-        with trio.move_on_after(CLEANUP_SECONDS, shield=True):  # the task that brings this is cancelled
-            await super().stream_send(replace(event, status_code=503, headers=headers))
-            if not self._asked_head:
-                await super().stream_send(Body(STREAM_ID, _CUT_OFF_BODY))
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Stay with HTTP/1.1."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        self._asked_head = request.method == b"HEAD"
-        hosts = (value for name, value in request.headers if name == b"host")
-        if not (_TARGET.match(request.target) and all(map(_HOST.fullmatch, hosts))):
-            await self._refuse()
-        elif not is_upgrade(request):
-            await super()._create_stream(request)
-        elif (headers := handshake_headers(request)) is None:
-            await self._refuse()
-        else:
-            await self._create_socket(request, headers)
-
-    async def _refuse(self) -> None:
-        await self._send_error_response(400)
-        await self.send(Closed())
-
-    async def _create_socket(self, request: h11.Request, headers: list[tuple[bytes, bytes]]) -> None:
-        """As Hypercorn's, with a stream of ours."""
-        self.stream = GuardedWSStream(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.ssl,
-            self.client,
-            self.server,
-            self.stream_send,
-            STREAM_ID,
-        )
-        self.connection = H11WSConnection(cast(h11.Connection, self.connection))
-        version = request.http_version.decode()
-        await self.stream.handle(Request(STREAM_ID, headers, version, "GET", request.target, self.connection_state))
-
-
-def _true_headers(answer: Response, asked_head: bool) -> list[tuple[bytes, bytes]]:
-    """The answer's headers without what is not true where there is no body (RFC 9110, section 8.6).
-
-    Quart gives every empty answer a length of 0. A 204 must not tell one; a 304 and an answer to HEAD may only tell
-    what a GET would have had, and no GET that is answered with 200 has nothing.
-    """
-    if answer.status_code in {204, 304}:
-        untrue = {b"content-length", b"content-type"}
-        return [(name, value) for name, value in answer.headers if name.lower() not in untrue]
-    if asked_head and answer.status_code == 200:
-        return [(name, value) for name, value in answer.headers if (name.lower(), value) != (b"content-length", b"0")]
-    return list(answer.headers)
+    app: AppWrapper
+    direct: DirectRoutes
+    config: Config
 
 
 class Connection(TCPServer):
@@ -183,11 +88,12 @@ class Connection(TCPServer):
     stream: Any  # a ConnectionStream, which Hypercorn's annotation does not foresee
     protocol: Any
 
-    def __init__(
-        self, app: AppWrapper, config: Config, context: WorkerContext, limits: ServingLimits, stream: Any
-    ) -> None:
-        super().__init__(app, config, context, ConnectionState({}), stream)
+    def __init__(self, site: Site, context: WorkerContext, limits: ServingLimits, stream: Any) -> None:
+        super().__init__(site.app, site.config, context, ConnectionState({}), stream)
+        self.protocol = None
+        self._site = site
         self._limits = limits
+        self._answer: DirectAnswer | None = None
         self._reading = trio.CancelScope()
         self._unsent = b""
 
@@ -212,37 +118,60 @@ class Connection(TCPServer):
             self._reading.cancel(reason="serving has ended")
 
     async def _serve(self) -> None:
+        async with TaskGroup() as tasks:
+            self._set_idle(True)
+            with self._reading:
+                await self._read(tasks)
+            if self._answer is not None:
+                self._answer.break_off()
+            if self.protocol is not None:
+                await self.protocol.handle(Closed())
+
+    async def _read(self, tasks: TaskGroup) -> None:
+        """Answer what comes, or hand it to the protocol, to the client's end. One request waits for the one before."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := bytes(await self.stream.receive_some(MAX_RECV)):
+                if self._answer is not None:
+                    await self._answer.over.wait()
+                respond = self._site.direct.find(data) if self._at_rest else None
+                if respond is not None:
+                    self._set_idle(False)
+                    self._answer = DirectAnswer(respond, self)
+                    tasks.spawn(self._answer.run)
+                    continue
+                if self.protocol is None:
+                    self.protocol = self._make_protocol(tasks)
+                await self.protocol.handle(RawData(data))
+            if self.protocol is not None:
+                await self.protocol.handle(RawData(b""))
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether the protocol has no request, and nothing of one."""
+        if self.protocol is None:
+            return True
+        states = {self.protocol.connection.our_state, self.protocol.connection.their_state}
+        return states == {h11.IDLE} and not self.protocol.connection.trailing_data[0]
+
+    def _make_protocol(self, tasks: TaskGroup) -> Http11:
         peer = self.stream.socket
         client = parse_socket_addr(peer.family, peer.getpeername())
         server = parse_socket_addr(peer.family, peer.getsockname())
-        async with TaskGroup() as tasks:
-            self.protocol = _Http11(
-                self.app,
-                self.config,
-                self.context,
-                tasks,
-                ConnectionState({WRITER: self}),
-                False,
-                client,
-                server,
-                self.protocol_send,
-            )
-            self._set_idle(True)
-            with self._reading:
-                await self._read()
-            await self.protocol.handle(Closed())
+        state = ConnectionState({WRITER: self})
+        return Http11(self.app, self.config, self.context, tasks, state, False, client, server, self.protocol_send)
 
-    async def _read(self) -> None:
-        """Hand to the protocol what comes, the client's end of it too."""
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while True:
-                data = await self.stream.receive_some(MAX_RECV)
-                await self.protocol.handle(RawData(bytes(data)))
-                if not data:
-                    return
+    def answered(self, *, whole: bool) -> None:
+        """A direct answer is over: the next request may come, or nothing can any more."""
+        self._answer = None
+        if whole and not self.context.terminated.is_set():
+            self._set_idle(True)
+        else:
+            self._reading.cancel(reason="this side closes")
 
     async def _linger(self) -> None:
         """Take what a client still sends that was answered early: closing on unread bytes would reset its answer."""
+        if self.protocol is None:
+            return
         connection = self.protocol.connection
         if isinstance(connection, H11WSConnection) or connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await self.stream.send_eof()
@@ -258,11 +187,13 @@ class Connection(TCPServer):
         """
         match event:
             case RawData(data):
-                await self._write(data)
+                await self.write(data)
             case Updated(idle):
                 self._set_idle(idle)
             case Closed():
                 self._reading.cancel(reason="this side closes")  # it may wait for an answer's end, not for bytes (H7)
+                if self.protocol is None:
+                    return
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                     await self.protocol.handle(event)
 
@@ -282,21 +213,21 @@ class Connection(TCPServer):
         """
         if self._unsent or self.send_lock.locked():
             return False
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        framed = chunk(data)
         try:
-            sent = self.stream.send_now(chunk)
+            sent = self.stream.send_now(framed)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False  # who writes on, in a task of its own, finds out
         if not sent:
             return False
-        self._unsent = chunk[sent:]
+        self._unsent = framed[sent:]
         return True
 
     async def flush(self) -> None:
-        """Wait for the client to have read so far that all is written, or break the connection as ``_write`` does."""
-        await self._write(b"")
+        """Wait for the client to have read so far that all is written, or break the connection as ``write`` does."""
+        await self.write(b"")
 
-    async def _write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
         data, self._unsent = self._unsent + data, b""
         try:
@@ -338,8 +269,8 @@ async def serve(
     """
     limits = limits or ServingLimits()
     config = _hypercorn_config()
+    site = Site(wrap_app(app, config.wsgi_max_body_size, "asgi"), app.extensions.get(DIRECT, DirectRoutes([])), config)
     context = WorkerContext(None)
-    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
 
     open_connections: set[Connection] = set()
     doorkeeper = Doorkeeper()
@@ -348,7 +279,7 @@ async def serve(
         if len(open_connections) >= limits.connections:
             await doorkeeper.refuse(stream)
             return
-        connection = Connection(wrapped, config, context, limits, stream)
+        connection = Connection(site, context, limits, stream)
         open_connections.add(connection)
         await connection.run()
         open_connections.discard(connection)

@@ -15,10 +15,10 @@ from typing import Any, Protocol, cast
 
 import trio
 from msgspec import structs
-from quart import Request
 
 from engine import LogEntry
 
+from .asked import Asked
 from .errors import ApiError, not_found
 from .principal import Principal
 from .routing import PATH_IDS, Call
@@ -290,4 +290,4 @@ class SocketSession:
 
     def _call(self, ids: dict[str, str], body: Any = None) -> Call[Any, None]:
         """What routes get: the socket's handshake stands for the request."""
-        return Call(self._services, self._caller, ids, body, None, cast(Request, self._socket))
+        return Call(self._services, self._caller, ids, body, None, cast(Asked, self._socket))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol
@@ -11,13 +11,14 @@ from typing import Protocol
 import structlog
 import trio
 from hypercorn.typing import ASGISendCallable
-from quart import Request, Response
+from quart import Response
 from quart.typing import ResponseTypes
 from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from engine.log import EventLog, LogEntry, RunLog
 
+from .asked import Asked
 from .errors import ApiError
 from .key_watch import KeyRevokedError, KeyWatch
 from .remote_log import EventsLostError, highest_cursor
@@ -27,7 +28,7 @@ _logger = structlog.get_logger("lumos")
 HEARTBEAT_SECONDS = 15.0
 HEARTBEAT = b": heartbeat\n\n"
 PIECE_BYTES = 16 * 1024
-"""What a reader has in memory of its own while it is sent, three times over: the frames themselves are shared."""
+"""What a reader has in memory of its own while it is sent, four times over: the frames themselves are shared."""
 
 WRITER = "lumos.writer"
 """The key of the ``DirectWriter`` in the state of a request's scope."""
@@ -87,7 +88,13 @@ class EventStreamBody(WatchedBody):
         self._log = log
         self._after = after
         self._pieces: Iterator[bytes] = iter(())
+        self._ahead: bytes | None = None
         self._heartbeat_at = trio.current_time() + HEARTBEAT_SECONDS
+
+    @property
+    def run_id(self) -> str:
+        """The run's, or batch's, whose events these are."""
+        return self._log.run_id
 
     def attached(self) -> AbstractContextManager[None]:
         """Count as a reader of the run for as long as the block lasts."""
@@ -100,11 +107,22 @@ class EventStreamBody(WatchedBody):
         return self
 
     async def __anext__(self) -> bytes:
-        piece = next(self._pieces, None) or await self._read_piece()
+        piece = self._ahead or await self._read_piece()
+        self._ahead = next(self._pieces, None)
         now = trio.current_time()
         await self.check_key()
         self._heartbeat_at = now + HEARTBEAT_SECONDS
         return piece
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to read that takes no waiting."""
+        return self._log.last_seq > self._after
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the piece that was read last is the last one."""
+        return self._ahead is None and self._log.ended and self._after >= self._log.last_seq
 
     async def _read_piece(self) -> bytes:
         """Wait for the log; ``_pieces`` keeps what is more than one piece."""
@@ -155,6 +173,20 @@ def in_pieces(frames: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(piece)
 
 
+@contextmanager
+def reading(body: object) -> Iterator[None]:
+    """The block sends that body of an answer: from before its head, a stream counts as read.
+
+    What breaks a stream off ends the block without an error.
+    """
+    with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
+        try:
+            yield
+        except EventsLostError as error:
+            run_id = body.run_id if isinstance(body, EventStreamBody) else None
+            _logger.warning("stream.cut", run_id=run_id, reason=str(error))
+
+
 class StreamConnection(TrioASGIHTTPConnection):
     """Quart-Trio's side of a request. A stream is read from before its head is sent, not from after it.
 
@@ -165,11 +197,8 @@ class StreamConnection(TrioASGIHTTPConnection):
         body = response.response
         if isinstance(body, EventStreamBody) and self._comes_in_chunks(response):
             body.writer = self.scope.get("state", {}).get(WRITER)
-        with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
-            try:
-                await super()._send_response(send, response)  # unfinished, without its last chunk, Hypercorn breaks it
-            except EventsLostError as error:
-                _logger.warning("stream.cut", path=self.scope["path"], reason=str(error))
+        with reading(body):
+            await super()._send_response(send, response)  # unfinished, without its last chunk, Hypercorn breaks it
 
     def _comes_in_chunks(self, response: ResponseTypes) -> bool:
         is_plain = response.status_code == HTTPStatus.OK and "Content-Length" not in response.headers
@@ -183,7 +212,7 @@ def stream_response(body: ResponseBody | bytes, status: int = 200, headers: dict
     return response
 
 
-def requested_cursor(request: Request, log: EventLog, what: str = "run") -> int:
+def requested_cursor(request: Asked, log: EventLog, what: str = "run") -> int:
     """The number after which the client wants to read: ``Last-Event-ID`` or ``?after=``, 0 without either.
 
     ``what`` the log is of, refusals say.
@@ -198,7 +227,7 @@ def requested_cursor(request: Request, log: EventLog, what: str = "run") -> int:
     return cursor
 
 
-def cursor_of(request: Request, run_id: str, what: str = "run") -> int:
+def cursor_of(request: Asked, run_id: str, what: str = "run") -> int:
     """As ``requested_cursor``, for a run that may be anywhere."""
     event_ids = request.headers.getlist("Last-Event-ID")
     cursors = {_number_of_event(event_id, run_id, what) for event_id in event_ids if event_id}
