@@ -29,6 +29,7 @@ DIRECT = "lumos.direct"
 """The key of an app's ``DirectRoutes`` among its extensions."""
 
 CLEANUP_SECONDS = 5.0
+_END_OF_HEAD = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 _HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n")
@@ -47,16 +48,24 @@ Respond: TypeAlias = Callable[[Asked, Mapping[str, str]], Awaitable[Response]]
 """From a request, and the ids in its path, to its answer, a refusal too. Raises only what cancels it."""
 
 
+Found: TypeAlias = tuple[Callable[[], Awaitable[Response]] | None, bytes]
+
+
 class DirectRequest:
-    """A plain request: a POST of JSON, whose path has no query."""
+    """A plain request: a POST of JSON, whose path has no query.
+
+    Attributes:
+        missing: how many bytes of its body are still to come.
+    """
 
     method = "POST"
     args = _NO_ARGS
     mimetype = _JSON
 
-    def __init__(self, target: bytes, headers: Headers, body: bytes) -> None:
+    def __init__(self, target: bytes, headers: Headers, body: bytes, missing: int) -> None:
         self.target = target
         self.headers = headers
+        self.missing = missing
         self._body = body
 
     async def get_data(self, cache: bool = False) -> bytes:  # noqa: ARG002, ASYNC910 - it is all there
@@ -65,7 +74,7 @@ class DirectRequest:
 
 
 def plain_request(data: bytes) -> DirectRequest | None:
-    """The request that these bytes are, no more and no less of them; None if it is not as plain as can be."""
+    """The request that these bytes are, or begin; None if it is not as plain as can be, or something comes behind."""
     head = _HEAD.match(data)
     if head is None:
         return None
@@ -74,13 +83,13 @@ def plain_request(data: bytes) -> DirectRequest | None:
     if len(values) < len(fields) or not _NOT_PLAIN.isdisjoint(values):
         return None
     length, body = values.get("content-length", ""), data[head.end() :]
-    if not _LENGTH.fullmatch(length) or int(length) != len(body):
+    if not _LENGTH.fullmatch(length) or int(length) < len(body):
         return None
     if values.get("content-type") != _JSON or not _HOST.fullmatch(values.get("host", "")):
         return None
     if values.get("connection", "keep-alive").lower() != "keep-alive":
         return None
-    return DirectRequest(head[1], Headers(fields), body)
+    return DirectRequest(head[1], Headers(fields), body, int(length) - len(body))
 
 
 @dataclass(frozen=True)
@@ -97,15 +106,21 @@ class DirectRoutes:
     def __init__(self, routes: list[DirectRoute]) -> None:
         self._routes = routes
 
-    def find(self, data: bytes) -> Callable[[], Awaitable[Response]] | None:
-        """What answers the request that these bytes are; None if others have to."""
+    async def find(self, data: bytes, receive_rest: Callable[[], Awaitable[bytes]]) -> Found:
+        """What answers the request that these bytes are, and they with the body that had not come with its head."""
         asked = plain_request(data) if data.startswith(b"POST ") else None
-        if asked is not None:
-            for route in self._routes:
-                if match := route.path.fullmatch(asked.target):
-                    ids = {name: text.decode() for name, text in match.groupdict().items()}
-                    return partial(route.respond, asked, ids)
-        return None
+        if asked is None:
+            return None, data
+        for route in self._routes:
+            if match := route.path.fullmatch(asked.target):
+                if asked.missing and data.endswith(_END_OF_HEAD):
+                    data += await receive_rest()
+                    asked = plain_request(data)
+                if asked is None or asked.missing:
+                    return None, data
+                ids = {name: text.decode() for name, text in match.groupdict().items()}
+                return partial(route.respond, asked, ids), data
+        return None, data
 
 
 class DirectConnection(DirectWriter, Protocol):

@@ -35,6 +35,7 @@ from .http11 import Http11
 from .sse import WRITER
 
 STALL_BYTES = 65_536
+REST_SECONDS = 0.05
 
 _logger = structlog.get_logger("lumos")
 
@@ -133,7 +134,9 @@ class Connection(TCPServer):
             while data := bytes(await self.stream.receive_some(MAX_RECV)):
                 if self._answer is not None:
                     await self._answer.over.wait()
-                respond = self._site.direct.find(data) if self._at_rest else None
+                respond = None
+                if self._at_rest:
+                    respond, data = await self._site.direct.find(data, self._receive_rest)
                 if respond is not None:
                     self._set_idle(False)
                     self._answer = DirectAnswer(respond, self)
@@ -144,6 +147,12 @@ class Connection(TCPServer):
                 await self.protocol.handle(RawData(data))
             if self.protocol is not None:
                 await self.protocol.handle(RawData(b""))
+
+    async def _receive_rest(self) -> bytes:
+        """A body that its client writes behind the head, as most do in Python. One that dawdles is for the app."""
+        with trio.move_on_after(REST_SECONDS):
+            return bytes(await self.stream.receive_some(MAX_RECV))
+        return b""
 
     @property
     def _at_rest(self) -> bool:

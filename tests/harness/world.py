@@ -22,6 +22,7 @@ from server.app import Services, create_app
 from server.auth import Gatekeeper
 from server.directory import AgentDirectory
 from server.factory import AgentFactory
+from server.guard import RequestGuard
 from server.journal import Journal
 from server.journal_log import JournalSource
 from server.keys import make_key
@@ -173,11 +174,16 @@ class Answer(StreamedEvents):
 
 @asynccontextmanager
 async def open_world(
-    limits: ServingLimits | None = None, *, window: int = 65_536, admission: Admission | None = None
+    limits: ServingLimits | None = None,
+    *,
+    window: int = 65_536,
+    admission: Admission | None = None,
+    guard: RequestGuard | None = None,
 ) -> AsyncIterator[World]:
     """A world with Lumos serving at ``LUMOS``; its agents are added by the test. All is gone after the block."""
     async with _open_world(window) as world:
-        await _serve(world, Services(world.agents, world.supervisor, resume_grace=5.0, admission=admission), limits)
+        services = Services(world.agents, world.supervisor, resume_grace=5.0, admission=admission, guard=guard)
+        await _serve(world, services, limits)
         yield world
 
 
