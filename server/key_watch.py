@@ -22,7 +22,7 @@ class KeyRevokedError(Exception):
 
 
 class KeyWatch:
-    """Whether the reader of one response is still let in. It has no timer: whoever sends looks at ``due_at``.
+    """Whether the reader of one response, let in just now, still is. No timer: whoever sends looks at ``due_at``.
 
     Attributes:
         due_at: when to ``check`` again before anything more is sent, on trio's clock.
@@ -31,7 +31,7 @@ class KeyWatch:
     def __init__(self, gatekeeper: Gatekeeper, caller: Principal) -> None:
         self._gatekeeper = gatekeeper
         self._caller = caller
-        self.due_at = -inf
+        self.due_at = gatekeeper.let_in_until(caller)
 
     async def check(self) -> None:
         """Ask the gatekeeper, who asks the store once for all streams of a key. A store that is away ends nothing.
