@@ -12,7 +12,7 @@ from engine.memory import TurnRecord
 from engine.provider import Message
 
 from .memories import add_memory
-from .prepared import Prepared, given
+from .prepared import Prepared, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
@@ -54,7 +54,7 @@ _ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(name
 _END_RUN = Prepared(
     lambda _: (
         update(runs)
-        .where(runs.c.run_id == given("run_id"), runs.c.status == "running")
+        .where(runs.c.run_id == given("run_id"), runs.c.status == constant("running"))
         .values({name: given(name) for name in _ENDED} | {"response": kept_response(given(runs.c.response))})
     )
 )
@@ -70,7 +70,7 @@ _PLACE_OF_TURN = Prepared(
     lambda _: (
         select(*(sessions.c[name] for name in _PLACE))
         .join(messages, and_(*(messages.c[name] == sessions.c[name] for name in _PLACE)))
-        .where(messages.c.run_id == given("run_id"), messages.c.role == "user")
+        .where(messages.c.run_id == given("run_id"), messages.c.role == constant("user"))
         .with_for_update(key_share=True, of=sessions)
     )
 )
