@@ -93,6 +93,8 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
+        if driver_of(connection).in_transaction:
+            return  # a kept connection's (``transactions``)
         # A transaction that reads before it writes would fail at its first write if another wrote in between.
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -133,6 +135,12 @@ def connect_postgresql(url: URL, statement_timeout: float) -> Engine:
         connection.autocommit = False
 
     return engine
+
+
+def driver_of(c: Connection) -> sqlite3.Connection:
+    """SQLite's own connection."""
+    connection: Any = c.connection.driver_connection
+    return connection  # type: ignore[no-any-return]
 
 
 def for_writing(engine: Engine) -> Engine:

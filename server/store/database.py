@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
@@ -18,6 +18,7 @@ from .connecting import (
     SQLITE_WRITERS,
     connect_postgresql,
     connect_sqlite,
+    driver_of,
     for_writing,
     is_in_memory,
     parse_url,
@@ -28,6 +29,7 @@ from .errors import AlreadyThereError, DatabaseError, StoreUnavailableError, is_
 from .grouped_writes import Change, GroupedWrites, Outcome
 from .migrations import is_current, migrate
 from .presence import present_beside, present_in
+from .transactions import KeptTransactions, PooledTransactions, Transactions
 
 __all__ = ["AlreadyThereError", "Database", "DatabaseError", "StoreUnavailableError"]
 
@@ -56,9 +58,8 @@ class Database:
         self.name = shown(url)
         self._url = url
         self._engine = engine
-        self._writing_engine = for_writing(engine)
         self._inline = inline
-        self._closed = False
+        self._reading, self._writing = _transactions(url, engine)
         self._writers = trio.CapacityLimiter(SQLITE_WRITERS if self.dialect == "sqlite" else POSTGRESQL_WRITERS)
         # One connection cannot serve two threads at once.
         self._readers = self._writers if is_in_memory(url) else trio.CapacityLimiter(READERS)
@@ -100,9 +101,9 @@ class Database:
         """
         if self._inline:
             await trio.lowlevel.checkpoint()
-            return self._run(self._engine, query, *args)
+            return self._run(self._reading, query, *args)
         return await trio.to_thread.run_sync(
-            self._run, self._engine, query, *args, abandon_on_cancel=True, limiter=self._readers
+            self._run, self._reading, query, *args, abandon_on_cancel=True, limiter=self._readers
         )
 
     async def write(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
@@ -114,10 +115,10 @@ class Database:
         """
         if self._inline:
             await trio.lowlevel.checkpoint()
-            return self._run(self._writing_engine, change, *args)
+            return self._run(self._writing, change, *args)
         if self._grouped is not None:
             return await self._grouped.write(lambda c: change(c, *args))
-        return await trio.to_thread.run_sync(self._run, self._writing_engine, change, *args, limiter=self._writers)
+        return await trio.to_thread.run_sync(self._run, self._writing, change, *args, limiter=self._writers)
 
     @contextmanager
     def present(self, clean_up: Callable[[Connection], object]) -> Iterator[None]:
@@ -129,7 +130,7 @@ class Database:
         """
 
         def in_transaction() -> None:
-            self._run(self._writing_engine, clean_up)
+            self._run(self._writing, clean_up)
 
         if is_in_memory(self._url):
             in_transaction()
@@ -143,22 +144,13 @@ class Database:
 
     def close(self) -> None:
         """Close the connections; those of queries under way close when these end. May be called twice."""
-        self._closed = True
+        self._reading.close()
+        self._writing.close()
         self._engine.dispose()
 
-    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
-        """A connection for one transaction."""
-        return engine.connect()
-
-    def _run(self, engine: Engine, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+    def _run(self, transactions: Transactions, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         try:
-            with self._connected(engine) as c:
-                try:
-                    with c.begin():
-                        return function(c, *args)
-                finally:
-                    if self._closed:
-                        c.detach()  # its pool is gone: let it close
+            return transactions.run(function, *args)
         except (exc.SQLAlchemyError, sqlite3.Error) as error:
             if is_operational(error):
                 reason = without_secrets(self._url, reason_of(error))
@@ -168,11 +160,20 @@ class Database:
     def _make_together(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         """In one transaction; a change that raises is undone and leaves the others alone."""
         if len(changes) == 1:
-            return [outcome.capture(self._run, self._writing_engine, changes[0])]
+            return [outcome.capture(self._run, self._writing, changes[0])]
         try:
-            return self._run(self._writing_engine, _each_by_itself, changes)
+            return self._run(self._writing, _each_by_itself, changes)
         except StoreUnavailableError as error:  # everybody's: nothing was kept
             return [outcome.Error(_for_one(error)) for _ in changes]
+
+
+def _transactions(url: URL, engine: Engine) -> tuple[Transactions, Transactions]:
+    """Those that read and those that write."""
+    if engine.dialect.name == "postgresql":
+        pooled = PooledTransactions(engine)
+        return pooled, pooled
+    writing = KeptTransactions(engine, writes=True)
+    return (writing if is_in_memory(url) else KeptTransactions(engine, writes=False)), writing
 
 
 def _for_one(shared: StoreUnavailableError) -> StoreUnavailableError:
@@ -185,16 +186,17 @@ def _for_one(shared: StoreUnavailableError) -> StoreUnavailableError:
 def _each_by_itself(c: Connection, changes: Sequence[Change]) -> Sequence[Outcome]:
     """What became of each. Raises what makes the whole transaction useless."""
     became: list[Outcome] = []
+    driver = driver_of(c)
     for change in changes:
-        c.exec_driver_sql("SAVEPOINT change")
+        driver.execute("SAVEPOINT change")
         try:
             became.append(outcome.Value(change(c)))
         except Exception as error:
             if isinstance(error, exc.SQLAlchemyError | sqlite3.Error) and is_operational(error):
                 raise
-            c.exec_driver_sql("ROLLBACK TO change")
+            driver.execute("ROLLBACK TO change")
             became.append(outcome.Error(error))
-        c.exec_driver_sql("RELEASE change")
+        driver.execute("RELEASE change")
     return became
 
 

@@ -9,7 +9,6 @@ What a statement says of its own accord, ``constant`` writes into its text: SQLi
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +26,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+
+from .connecting import driver_of
 
 Values: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Sequence[Any]
@@ -63,7 +64,7 @@ class Prepared:
         """What it finds, or returns."""
         if c.dialect.name == "sqlite":
             compiled = self._compiled(c)
-            found = _driver(c).execute(compiled.text, compiled.bound(values)).fetchall()
+            found = driver_of(c).execute(compiled.text, compiled.bound(values)).fetchall()
             return found if compiled.is_plain else [compiled.processed(row) for row in found]
         return list(c.execute(self._built(), _named(values)))
 
@@ -71,7 +72,7 @@ class Prepared:
         """How many rows it changed."""
         if c.dialect.name == "sqlite":
             compiled = self._compiled(c)
-            return _driver(c).execute(compiled.text, compiled.bound(values)).rowcount
+            return driver_of(c).execute(compiled.text, compiled.bound(values)).rowcount
         return c.execute(self._built(), _named(values)).rowcount
 
     def run_each(self, c: Connection, several: Sequence[Values]) -> None:
@@ -80,7 +81,7 @@ class Prepared:
             return
         if c.dialect.name == "sqlite":
             compiled = self._compiled(c)
-            _driver(c).executemany(compiled.text, map(compiled.bound, several))
+            driver_of(c).executemany(compiled.text, map(compiled.bound, several))
         else:
             c.execute(self._built(), [_named(values) for values in several])
 
@@ -132,13 +133,8 @@ class _Compiled:
 def rows_of_text(c: Connection, statement: str, values: Values) -> list[Row]:
     """What a SELECT in plain SQL, with ``:name`` for each value, finds."""
     if c.dialect.name == "sqlite":
-        return _driver(c).execute(statement, values).fetchall()
+        return driver_of(c).execute(statement, values).fetchall()
     return list(c.execute(text(statement), dict(values)))
-
-
-def _driver(c: Connection) -> sqlite3.Connection:
-    connection: Any = c.connection.driver_connection
-    return connection  # type: ignore[no-any-return]
 
 
 def _named(values: Values) -> dict[str, Any]:
