@@ -53,7 +53,14 @@ class Probe(trio.abc.Instrument):
             self._count("thread hops")
             return await run_sync(self._in_thread(sync), *args, **options)
 
+        start = trio.lowlevel.start_thread_soon
+
+        def counted_start(sync: Any, *args: Any, **options: Any) -> None:
+            self._count("thread hops")
+            start(self._in_thread(sync), *args, **options)
+
         trio.to_thread.run_sync = counted  # type: ignore[assignment]
+        trio.lowlevel.start_thread_soon = counted_start  # type: ignore[assignment]
         signal.signal(signal.SIGUSR1, self._toggle)
         signal.signal(signal.SIGUSR2, self._toggle)
 

@@ -64,7 +64,8 @@ class Database:
         # One connection cannot serve two threads at once.
         self._readers = self._writers if is_in_memory(url) else trio.CapacityLimiter(READERS)
         # On PostgreSQL writers do not wait for each other, and would hold each other's locks.
-        self._grouped = GroupedWrites(self._make_together, self._writers) if self.dialect == "sqlite" else None
+        in_file = self.dialect == "sqlite" and not is_in_memory(url)
+        self._grouped = GroupedWrites(self._make_together) if in_file else None
 
     @classmethod
     def open(cls, url: str, *, inline: bool = False, busy_timeout: float = BUSY_SECONDS) -> Database:

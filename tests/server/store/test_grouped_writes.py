@@ -218,3 +218,18 @@ async def test_cancelled_as_it_becomes_the_one_who_makes_them_it_makes_them(busy
         await trio.testing.wait_all_tasks_blocked()
         may_end.set()
     assert sorted(gave) == ["cancelled", "other"]
+
+
+async def test_without_a_thread_to_be_had_a_change_fails_and_the_next_does_not(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.lowlevel, "start_thread_soon", cannot_start)
+        waited = await write_all(busy, [begin(f"run-{number}") for number in range(MOST_AT_ONCE + 1)])
+        assert all(isinstance(error, RuntimeError) for error in waited)
+        with pytest.raises(RuntimeError):
+            await busy.database.write(begin("at once"))
+    assert await busy.database.write(begin("later")) == "later"
