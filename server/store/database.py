@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar, TypeVarTuple
 
@@ -37,6 +37,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BUSY_SECONDS = 5.0
+TIDY_SECONDS = 1.0
 
 
 class Database:
@@ -65,7 +66,8 @@ class Database:
         self._readers = self._writers if is_in_memory(url) else trio.CapacityLimiter(READERS)
         # On PostgreSQL writers do not wait for each other, and would hold each other's locks.
         in_file = self.dialect == "sqlite" and not is_in_memory(url)
-        self._grouped = GroupedWrites(self._make_together) if in_file else None
+        self._grouped = GroupedWrites(self._make_together) if in_file and not inline else None
+        self._changed = trio.Event()
 
     @classmethod
     def open(cls, url: str, *, inline: bool = False, busy_timeout: float = BUSY_SECONDS) -> Database:
@@ -118,8 +120,21 @@ class Database:
             await trio.lowlevel.checkpoint()
             return self._run(self._writing, change, *args)
         if self._grouped is not None:
+            self._changed.set()
             return await self._grouped.write(lambda c: change(c, *args))
         return await trio.to_thread.run_sync(self._run, self._writing, change, *args, limiter=self._writers)
+
+    async def keep_tidy(self) -> None:
+        """A second after a change, have SQLite take its log over into its file; for as long as it is not cancelled.
+
+        Else changes do that, one in a few dozen, and wait for the disk: 18 ms instead of 0.3. If it fails, the next one
+        does it, or a change.
+        """
+        while self._grouped is not None:
+            await self._changed.wait()
+            await trio.sleep(TIDY_SECONDS)
+            self._changed = trio.Event()
+            await trio.to_thread.run_sync(self._take_over, limiter=self._readers)
 
     @contextmanager
     def present(self, clean_up: Callable[[Connection], object]) -> Iterator[None]:
@@ -157,6 +172,10 @@ class Database:
                 reason = without_secrets(self._url, reason_of(error))
                 raise StoreUnavailableError(f"{self.name}: {reason}") from error
             raise
+
+    def _take_over(self) -> None:
+        with suppress(exc.SQLAlchemyError, sqlite3.Error), self._engine.connect() as c:
+            driver_of(c).execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _make_together(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         """In one transaction; a change that raises is undone and leaves the others alone."""
