@@ -69,11 +69,12 @@ class Prepared:
         return list(c.execute(self._built(), _named(values)))
 
     def run(self, c: Connection, values: Values) -> int:
-        """How many rows it changed."""
+        """How many rows it changed or added. RETURNING would tell too, and takes SQLite 8 µs."""
         if c.dialect.name == "sqlite":
             compiled = self._compiled(c)
             return driver_of(c).execute(compiled.text, compiled.bound(values)).rowcount
-        return c.execute(self._built(), _named(values)).rowcount
+        # Else SQLAlchemy has no count of what an INSERT added.
+        return c.execute(self._built(), _named(values), execution_options={"preserve_rowcount": True}).rowcount
 
     def run_each(self, c: Connection, several: Sequence[Values]) -> None:
         """Execute it with each of these."""

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Connection, and_, cast, func, select, update
 from engine.memory import TurnRecord
 from engine.provider import Message
 
-from .memories import add_memory
+from .memories import keep_memory
 from .prepared import Prepared, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
@@ -34,12 +34,7 @@ _ENDED = (
     "usage_estimated",
 )
 
-_ADD_RUN = Prepared(
-    # Not by rowcount: SQLAlchemy does not promise one for an INSERT, and has none on PostgreSQL.
-    lambda insert: (
-        insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing().returning(runs.c.run_id)
-    )
-)
+_ADD_RUN = Prepared(lambda insert: insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing())
 _TOUCH_SESSION = Prepared(
     lambda insert: (
         insert(sessions)
@@ -86,7 +81,7 @@ def begin_turn(
     _TOUCH_SESSION.run(c, {**place, "updated_at": now})
     _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
     if message.content.strip():
-        add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+        keep_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
 
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
@@ -100,7 +95,7 @@ def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id:
         "created_at": now,
         "reserved_seq": RESERVED_SEQ,
     }
-    return bool(_ADD_RUN.rows(c, run))
+    return _ADD_RUN.run(c, run) == 1
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
