@@ -46,14 +46,20 @@ class Probe(trio.abc.Instrument):
     def install(self) -> None:
         """Hook into SQLAlchemy, trio's threads and the signals."""
         event.listen(Engine, "connect", lambda connection, _: connection.set_trace_callback(self._on_statement))
-        event.listen(Engine, "begin", lambda _: self._count("transactions"))
         run_sync = trio.to_thread.run_sync
 
         async def counted(sync: Any, *args: Any, **options: Any) -> Any:
             self._count("thread hops")
             return await run_sync(self._in_thread(sync), *args, **options)
 
+        start = trio.lowlevel.start_thread_soon
+
+        def counted_start(sync: Any, *args: Any, **options: Any) -> None:
+            self._count("thread hops")
+            start(self._in_thread(sync), *args, **options)
+
         trio.to_thread.run_sync = counted  # type: ignore[assignment]
+        trio.lowlevel.start_thread_soon = counted_start  # type: ignore[assignment]
         signal.signal(signal.SIGUSR1, self._toggle)
         signal.signal(signal.SIGUSR2, self._toggle)
 
@@ -77,6 +83,7 @@ class Probe(trio.abc.Instrument):
         """SQLite's own word, prepared statements too; what triggers do begins with two dashes."""
         if self._on and not statement.startswith("--"):
             self.numbers["statements"] += 1
+            self.numbers["transactions"] += statement.startswith("BEGIN")
             self.statements[" ".join(statement.split()[:3])] += 1
 
     def _in_thread(self, sync: Any) -> Any:

@@ -136,6 +136,7 @@ class Composition:
             async with trio.open_nursery() as background, trio.open_nursery() as runs:
                 await background.start(base.servers.run)
                 background.start_soon(memories.backlog.work)
+                background.start_soon(base.database.keep_tidy)
                 services = self._services(runs)
                 for share in shares:
                     share.settle_with(partial(_settle, base.database))

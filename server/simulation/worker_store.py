@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, cached_property
-from typing import TypeVar, TypeVarTuple, cast
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection, Engine
 
+from server.store.connecting import driver_of
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from server.store.schema import schema_version
+from server.store.transactions import Transactions
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -21,22 +22,15 @@ Ts = TypeVarTuple("Ts")
 class _Template(Database):
     """Migrated once in a process. All worlds use its engine, one after the other: SQL is compiled once."""
 
-    def for_world(self) -> tuple[Engine, Connection, Connection]:
-        """The engine, with nothing in its tables, and a connection to read and one to write with.
-
-        Below them is one connection of SQLite's, so that it keeps what it has prepared.
-        """
-        reading, writing = self._connections
-        connection = cast(sqlite3.Connection, reading.connection.dbapi_connection)
-        connection.execute("PRAGMA foreign_keys = OFF")  # else it deletes row by row
-        for table in _tables():
-            connection.execute(f"DELETE FROM {table}")
-        connection.execute("PRAGMA foreign_keys = ON")
-        return self._engine, reading, writing
-
-    @cached_property
-    def _connections(self) -> tuple[Connection, Connection]:
-        return self._engine.connect(), self._writing_engine.connect()
+    def for_world(self) -> tuple[Engine, Transactions]:
+        """The engine, with nothing in its tables, and its transactions, on one connection that stays."""
+        with self._engine.connect() as c:
+            connection = driver_of(c)
+            connection.execute("PRAGMA foreign_keys = OFF")  # else it deletes row by row
+            for table in _tables():
+                connection.execute(f"DELETE FROM {table}")
+            connection.execute("PRAGMA foreign_keys = ON")
+        return self._engine, self._writing
 
 
 @cache
@@ -56,7 +50,7 @@ class SimulatedStore:
 
     def __init__(self) -> None:
         self.away = False
-        self._engine, self.reading, self.writing = _template().for_world()
+        self._engine, self.transactions = _template().for_world()
         self._present: list[WorkerDatabase] = []
         self.direct = WorkerDatabase(self, self._engine, lambda: True)
 
@@ -82,6 +76,7 @@ class WorkerDatabase(Database):
 
     def __init__(self, store: SimulatedStore, engine: Engine, is_alive: Callable[[], bool]) -> None:
         super().__init__(engine.url, engine, inline=True)
+        self._reading = self._writing = store.transactions
         self._store = store
         self.is_alive = is_alive
 
@@ -89,7 +84,7 @@ class WorkerDatabase(Database):
     def present(self, clean_up: Callable[[Connection], object]) -> Iterator[None]:
         """See ``Database.present``: here too only a server that is alone cleans up."""
         if not self._store.others_than(self):
-            self._run(self._writing_engine, clean_up)
+            self._run(self._writing, clean_up)
         self._store.came(self)
         try:
             yield
@@ -98,21 +93,17 @@ class WorkerDatabase(Database):
 
     def do(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """Make the change now, without a checkpoint."""
-        return self._run(self._writing_engine, change, *args)
+        return self._run(self._writing, change, *args)
 
     def close(self) -> None:
         """Nothing: the store outlasts it."""
 
-    def _connected(self, engine: Engine) -> AbstractContextManager[Connection]:
-        """One of the store's two, which stay: nobody else asks meanwhile."""
-        return nullcontext(self._store.writing if engine is self._writing_engine else self._store.reading)
-
-    def _run(self, engine: Engine, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+    def _run(self, transactions: Transactions, function: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         if not self.is_alive():
             raise StoreUnavailableError("this process is dead")
         if self._store.away:
             raise StoreUnavailableError(f"{self.name}: the store is away")
-        return super()._run(engine, function, *args)
+        return super()._run(transactions, function, *args)
 
 
 @cache

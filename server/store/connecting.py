@@ -20,6 +20,9 @@ READERS = 8
 SQLITE_WRITERS = 1
 POSTGRESQL_WRITERS = 8
 
+WAL_PAGES = 4000
+"""Of SQLite's log, 16 MiB: a change that finds more takes it over into the file itself, and waits for the disk."""
+
 _WRITES = "lumos_writes"
 
 
@@ -74,7 +77,8 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
     Raises:
         DatabaseError: there is no such folder, or it may not be written.
     """
-    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": READERS + SQLITE_WRITERS, "max_overflow": 0}
+    size = READERS + SQLITE_WRITERS + 1  # and `Database.keep_tidy`
+    options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": size, "max_overflow": 0}
     if is_in_memory(url):
         options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
     elif "uri" not in url.query:
@@ -89,10 +93,13 @@ def connect_sqlite(url: URL, busy_timeout: float) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {round(busy_timeout * 1000)}")
         _use_wal(connection, busy_timeout)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         connection.execute("PRAGMA foreign_keys = ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
+        if driver_of(connection).in_transaction:
+            return  # a kept connection's (``transactions``)
         # A transaction that reads before it writes would fail at its first write if another wrote in between.
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
@@ -133,6 +140,12 @@ def connect_postgresql(url: URL, statement_timeout: float) -> Engine:
         connection.autocommit = False
 
     return engine
+
+
+def driver_of(c: Connection) -> sqlite3.Connection:
+    """SQLite's own connection."""
+    connection: Any = c.connection.driver_connection
+    return connection  # type: ignore[no-any-return]
 
 
 def for_writing(engine: Engine) -> Engine:

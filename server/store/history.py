@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, dele
 
 from engine.provider import Message, ToolCall
 
-from .prepared import InsertInto, Prepared, Row, given
+from .prepared import InsertInto, Prepared, Row, constant, given
 from .rows import Scope, StoredMessage, StoredSession
 from .run_events import drop_events
 from .run_texts import drop_responses
@@ -25,7 +25,7 @@ def _select_last_turns(_: InsertInto) -> Select[Any]:
     turns = (
         select(messages.c.run_id, messages.c.number.label("began"))
         .join(runs, runs.c.run_id == messages.c.run_id)
-        .where(*of_session, messages.c.role == "user", runs.c.status != "running")
+        .where(*of_session, messages.c.role == constant("user"), runs.c.status != constant("running"))
         .where(messages.c.run_id != given("without_run"))
         .order_by(messages.c.number.desc())
         .limit(given("limit"))

@@ -21,14 +21,7 @@ _OWNER = ("tenant_id", "user_id", "agent_id")
 _KEPT = tuple(column.name for column in memories.c if column.name != "number")
 _SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
 
-_ADD = Prepared(
-    lambda insert: (
-        insert(memories)
-        .values({name: given(name) for name in _KEPT})
-        .on_conflict_do_nothing()
-        .returning(*(memories.c[name] for name in _SHOWN))
-    )
-)
+_ADD = Prepared(lambda insert: insert(memories).values({name: given(name) for name in _KEPT}).on_conflict_do_nothing())
 _COUNT = Prepared(
     lambda _: select(func.count()).select_from(memories).where(*(memories.c[name] == given(name) for name in _OWNER))
 )
@@ -42,6 +35,16 @@ _ANY = Prepared(
 
 
 def add_memory(
+    c: Connection, scope: Scope, memory_id: str, text: str, kind: MemoryKind, now: str, **more: Any
+) -> StoredMemory:
+    """Keep a new memory, as ``keep_memory``, and give it back as it was stored."""
+    keep_memory(c, scope, memory_id, text, kind, now, **more)
+    kept = find_memory(c, scope, memory_id)
+    assert kept is not None
+    return kept
+
+
+def keep_memory(
     c: Connection,
     scope: Scope,
     memory_id: str,
@@ -54,7 +57,7 @@ def add_memory(
     metadata: Mapping[str, Any] = {},
     embedding: bytes | None = None,
     embedding_model: str | None = None,
-) -> StoredMemory:
+) -> None:
     """Keep a new memory.
 
     Raises:
@@ -75,10 +78,8 @@ def add_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    kept = _ADD.rows(c, row)
-    if not kept:
+    if not _ADD.run(c, row):
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
-    return _stored(dict(zip(_SHOWN, kept[0], strict=True)))
 
 
 def find_memory(c: Connection, scope: Scope, memory_id: str) -> StoredMemory | None:

@@ -7,6 +7,7 @@ term is letters, digits and marks only; nothing that a user types can be syntax 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
@@ -23,6 +24,7 @@ MAX_TERM_CHARS = 64
 
 _Kind: TypeAlias = Literal["word", "unspaced"] | None
 
+_ASCII_WORDS = re.compile("[0-9a-z]+").findall
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
@@ -65,12 +67,16 @@ def query_terms(text: str) -> list[str]:
 
 def owner_term(scope: Scope) -> str:
     """One term for all memories of a scope, so that the index itself keeps the owners apart."""
-    ids = (storable(name) for name in (scope.tenant_id, scope.user_id, scope.agent_id))
+    ids = (storable(scope.tenant_id), storable(scope.user_id), storable(scope.agent_id))
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
 
 
 def _terms(text: str) -> Iterator[tuple[str, bool]]:
     """Each term, and whether a query should ask for it."""
+    if text.isascii():  # 4 times as fast for what most are
+        for word in _ASCII_WORDS(text.lower()):
+            yield word[:MAX_TERM_CHARS], True
+        return
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     for kind, characters in groupby(folded[:MAX_INDEXED_CHARS], _kind):
         run = "".join(characters)

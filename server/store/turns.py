@@ -11,8 +11,8 @@ from sqlalchemy import BigInteger, Connection, and_, cast, func, select, update
 from engine.memory import TurnRecord
 from engine.provider import Message
 
-from .memories import add_memory
-from .prepared import Prepared, given
+from .memories import keep_memory
+from .prepared import Prepared, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
@@ -34,12 +34,7 @@ _ENDED = (
     "usage_estimated",
 )
 
-_ADD_RUN = Prepared(
-    # Not by rowcount: SQLAlchemy does not promise one for an INSERT, and has none on PostgreSQL.
-    lambda insert: (
-        insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing().returning(runs.c.run_id)
-    )
-)
+_ADD_RUN = Prepared(lambda insert: insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing())
 _TOUCH_SESSION = Prepared(
     lambda insert: (
         insert(sessions)
@@ -54,7 +49,7 @@ _ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(name
 _END_RUN = Prepared(
     lambda _: (
         update(runs)
-        .where(runs.c.run_id == given("run_id"), runs.c.status == "running")
+        .where(runs.c.run_id == given("run_id"), runs.c.status == constant("running"))
         .values({name: given(name) for name in _ENDED} | {"response": kept_response(given(runs.c.response))})
     )
 )
@@ -70,7 +65,7 @@ _PLACE_OF_TURN = Prepared(
     lambda _: (
         select(*(sessions.c[name] for name in _PLACE))
         .join(messages, and_(*(messages.c[name] == sessions.c[name] for name in _PLACE)))
-        .where(messages.c.run_id == given("run_id"), messages.c.role == "user")
+        .where(messages.c.run_id == given("run_id"), messages.c.role == constant("user"))
         .with_for_update(key_share=True, of=sessions)
     )
 )
@@ -86,7 +81,7 @@ def begin_turn(
     _TOUCH_SESSION.run(c, {**place, "updated_at": now})
     _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
     if message.content.strip():
-        add_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+        keep_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
 
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
@@ -100,7 +95,7 @@ def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id:
         "created_at": now,
         "reserved_seq": RESERVED_SEQ,
     }
-    return bool(_ADD_RUN.rows(c, run))
+    return _ADD_RUN.run(c, run) == 1
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:

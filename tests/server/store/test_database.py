@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -227,6 +229,48 @@ async def test_inline_a_query_takes_no_time_and_can_be_cancelled_before(autojump
         await database.write(begin("other"))
     assert scope.cancelled_caught
     assert await database.read(find_run, "other") is None
+    database.close()
+
+
+class Told(Database):
+    """A database that tells when its file has taken over what was written."""
+
+    def tell(self, taken_over: Callable[[], None]) -> None:
+        self._tell = taken_over
+
+    def _take_over(self) -> None:
+        super()._take_over()
+        self._tell()
+
+
+async def test_soon_after_a_change_the_file_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.database.TIDY_SECONDS", 0)
+
+    def runs_in_the_file_alone() -> int:
+        copy = tmp_path / "copy.db"
+        shutil.copy(tmp_path / "lumos.db", copy)
+        with closing(sqlite3.connect(copy)) as c:
+            count: int = c.execute("SELECT count(*) FROM runs").fetchone()[0]
+            return count
+
+    database = Told.open(f"sqlite:///{tmp_path / 'lumos.db'}")
+    assert isinstance(database, Told)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.keep_tidy)
+        for number in range(2):
+            taken_over = trio.Event()
+            database.tell(partial(trio.lowlevel.current_trio_token().run_sync_soon, taken_over.set))
+            await database.write(begin(f"run-{number}"))
+            await taken_over.wait()
+            assert runs_in_the_file_alone() == number + 1
+        nursery.cancel_scope.cancel(reason="the test")
+    database.close()
+
+
+async def test_what_has_no_writer_of_its_own_is_tidy(database_url: str) -> None:
+    database = Database.open(database_url, inline=database_url.startswith("sqlite"))
+    await database.write(begin("run"))
+    await database.keep_tidy()
     database.close()
 
 

@@ -30,14 +30,14 @@ def begin(run_id: str) -> Callable[[Connection], str]:
 
 
 class Busy:
-    """A database whose writer is busy until ``free`` is called; ``commits`` counts its transactions."""
+    """A database whose writer is busy until ``free`` is called; ``transactions`` counts its transactions."""
 
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
         self.database = database
-        self.commits = 0
+        self.transactions = 0
         self._nursery = nursery
         self._may_end = threading.Event()
-        event.listen(database._engine, "commit", self._count)
+        event.listen(database._engine, "checkout", lambda connection, *_: connection.set_trace_callback(self._count))
 
     async def make_busy(self) -> None:
         """Until the thread that writes is in the change."""
@@ -53,8 +53,8 @@ class Busy:
     def free(self) -> None:
         self._may_end.set()
 
-    def _count(self, _: Connection) -> None:
-        self.commits += 1
+    def _count(self, statement: str) -> None:
+        self.transactions += statement == "BEGIN IMMEDIATE"
 
 
 @pytest.fixture
@@ -89,14 +89,14 @@ async def write_all(busy: Busy, changes: list[Callable[[Connection], str]]) -> l
 async def test_changes_that_wait_are_one_transaction(busy: Busy) -> None:
     names = [f"run-{number}" for number in range(MOST_AT_ONCE)]
     assert await write_all(busy, [begin(name) for name in names]) == names
-    assert busy.commits == 2  # that which kept the writer busy, and theirs
+    assert busy.transactions == 2  # that which kept the writer busy, and theirs
     assert all([await busy.database.read(find_run, name) for name in names])
 
 
 async def test_more_than_one_transaction_takes_are_made_in_several(busy: Busy) -> None:
     names = [f"run-{number}" for number in range(2 * MOST_AT_ONCE + 1)]
     assert await write_all(busy, [begin(name) for name in names]) == names
-    assert busy.commits == 4
+    assert busy.transactions == 4
 
 
 async def test_changes_are_made_in_the_order_in_which_they_came(busy: Busy) -> None:
@@ -218,3 +218,18 @@ async def test_cancelled_as_it_becomes_the_one_who_makes_them_it_makes_them(busy
         await trio.testing.wait_all_tasks_blocked()
         may_end.set()
     assert sorted(gave) == ["cancelled", "other"]
+
+
+async def test_without_a_thread_to_be_had_a_change_fails_and_the_next_does_not(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trio.lowlevel, "start_thread_soon", cannot_start)
+        waited = await write_all(busy, [begin(f"run-{number}") for number in range(MOST_AT_ONCE + 1)])
+        assert all(isinstance(error, RuntimeError) for error in waited)
+        with pytest.raises(RuntimeError):
+            await busy.database.write(begin("at once"))
+    assert await busy.database.write(begin("later")) == "later"

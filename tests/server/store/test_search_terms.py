@@ -93,3 +93,8 @@ def test_owners_are_kept_apart() -> None:
     ]
     assert len({owner_term(scope) for scope in scopes}) == len(scopes)
     assert owner_term(Scope("a\0", "b\ud800", "c")) == owner_term(Scope("a\N{REPLACEMENT CHARACTER}", "b?", "c"))
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_has_the_terms_that_it_has_beside_other_text(text: str) -> None:
+    assert [*index_terms(text), "é"] == index_terms(f"{text} é")
