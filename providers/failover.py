@@ -97,8 +97,11 @@ class FailoverProvider:
         """
         emit((AttemptsPiece(),))
         race = _Race(emit)
-        async with trio.open_nursery() as nursery:
-            await self._go_through(race, request, nursery)
+        if self._policy.hedge_after is None or len(self._links) == 1:
+            await self._go_through(race, request, None)
+        else:
+            async with trio.open_nursery() as nursery:
+                await self._go_through(race, request, nursery)
         if race.failure is not None:
             raise race.failure
 
@@ -107,7 +110,8 @@ class FailoverProvider:
         for link, _ in self._links:
             await link.provider.aclose()
 
-    async def _go_through(self, race: _Race, request: ModelRequest, nursery: trio.Nursery) -> None:
+    async def _go_through(self, race: _Race, request: ModelRequest, nursery: trio.Nursery | None) -> None:
+        """Attempt after attempt; side by side, where there is a nursery for those that are hedged."""
         waiting = deque((link, breaker, 0) for link, breaker in self._links)
         while waiting and not race.decided:
             link, breaker, tries = waiting.popleft()
@@ -116,10 +120,13 @@ class FailoverProvider:
                 race.failure = race.failure or self._open_circuits()
                 continue
             attempt = _Attempt(link, breaker, permit, race, request)
-            nursery.start_soon(attempt.run)
-            await race.wait(attempt, self._policy.hedge_after if waiting else None)
+            if nursery is None:
+                await attempt.run()
+            else:
+                nursery.start_soon(attempt.run)
+                await race.wait(attempt, self._policy.hedge_after if waiting else None)
             error = attempt.error
-            if error is None:
+            if error is None or race.decided:
                 continue  # committed, or slow: hedge
             if error.code in FINAL_CODES:
                 return

@@ -217,6 +217,7 @@ class AgentFactory:
                 recall_limit=settings.recall_limit,
                 wait=settings.wait,
                 has_document=record.working_memory is not None,
+                at_hand=memory.at_hand,
             )
 
         return memory_of
