@@ -365,6 +365,8 @@ class ResponseBody(httpx.AsyncByteStream):
 
     async def drain(self, limit_seconds: float, limit_bytes: int) -> None:
         """Throw the rest away so that the connection can be used again; past a limit close it."""
+        if self._connection is not None and self._connection.finished:
+            return await self.aclose()
         try:
             with trio.move_on_after(limit_seconds), contextlib.suppress(httpx.TransportError, httpx.StreamClosed):
                 while chunk := await self.receive():

@@ -213,7 +213,7 @@ class _Attempt:
         self._breaker = breaker
         self._permit = permit
         self._race = race
-        self._request = msgspec.structs.replace(request, model=link.model)
+        self._request = request if request.model == link.model else msgspec.structs.replace(request, model=link.model)
         self._held: list[Piece] = []
         race.enter(self)
 
@@ -234,6 +234,8 @@ class _Attempt:
             self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
 
     def _deadlines(self, of_run: Deadlines) -> Deadlines:
+        if self.link.connect is None and self.link.first_token is None:
+            return of_run
         return msgspec.structs.replace(
             of_run,
             connect=min(of_run.connect, self.link.connect or inf),
