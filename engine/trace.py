@@ -120,8 +120,9 @@ class Tracer:
         """
         if self._collector is None or span.span_id not in self._open:
             return
-        for child in self._open_under(span):
-            self._end(child, NOT_ENDED, self._collector)
+        if next(reversed(self._open)) != span.span_id:
+            for child in self._open_under(span):
+                self._end(child, NOT_ENDED, self._collector)
         span.attributes.update(attributes)
         self._end(span, error, self._collector)
 

@@ -363,10 +363,13 @@ class ResponseBody(httpx.AsyncByteStream):
             await self.aclose()
             raise
 
+    @property
+    def finished(self) -> bool:
+        """Whether it was received to its end."""
+        return self._finished if self._connection is None else self._connection.finished
+
     async def drain(self, limit_seconds: float, limit_bytes: int) -> None:
         """Throw the rest away so that the connection can be used again; past a limit close it."""
-        if self._connection is not None and self._connection.finished:
-            return await self.aclose()
         try:
             with trio.move_on_after(limit_seconds), contextlib.suppress(httpx.TransportError, httpx.StreamClosed):
                 while chunk := await self.receive():

@@ -170,8 +170,8 @@ class _Race:
         """An attempt begins."""
         self._attempts.append(attempt)
 
-    def commit(self, attempt: _Attempt) -> None:
-        """This attempt is the answer: the others are cancelled, their connections closed."""
+    def commit(self, attempt: _Attempt, held: Sequence[Piece]) -> None:
+        """This attempt, with what it held back, is the answer: the others are cancelled, their connections closed."""
         self.winner = attempt
         self.failure = None
         for other in self._attempts:
@@ -179,7 +179,7 @@ class _Race:
                 other.progress.scope.cancel(reason="another provider answered first")
             other.settled.set()
         self._committed.set()
-        self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model),))
+        self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model), *held))
 
     def forward(self, pieces: Sequence[Piece]) -> None:
         """Pieces of the committed attempt, or that one has asked."""
@@ -248,11 +248,15 @@ class _Attempt:
             return
         if self._race.decided or self.progress.scope.cancel_called:
             return  # cancelled, and has not met it yet
-        if any(isinstance(piece, RequestSentPiece) for piece in pieces):
-            self.progress.enter("first_token")
-            self._race.forward((RequestSentPiece(),))
-        self._held += [piece for piece in pieces if not isinstance(piece, RequestSentPiece)]
-        if any(_is_content(piece) for piece in pieces):
+        any_content = False
+        for piece in pieces:
+            if isinstance(piece, RequestSentPiece):
+                self.progress.enter("first_token")
+                self._race.forward((piece,))
+            else:
+                self._held.append(piece)
+                any_content = any_content or _is_content(piece)
+        if any_content:
             self._commit()
 
     def _commit(self) -> None:
@@ -260,9 +264,7 @@ class _Attempt:
             return
         self.progress.enter("attempts")  # the run's own deadline rules from here
         self._breaker.succeeded(self._permit)
-        self._race.commit(self)
-        if self._held:
-            self._race.forward(self._held)
+        self._race.commit(self, self._held)
 
     def _fail(self, error: ProviderError) -> None:
         self.error = error

@@ -313,7 +313,7 @@ async def _decode_answer(answer: _Answer, decoder: Decoder, emit: Emit) -> None:
                 emit(pieces)
     if decoder.overrun:
         await body.discard()
-    else:
+    elif not body.finished:
         await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
 
 

@@ -197,7 +197,7 @@ class RunLogger:
     """Logs ``run.started``, ``run.first_token`` and ``run.ended``; never a prompt, an answer or a key."""
 
     def __init__(self) -> None:
-        self._logger = structlog.get_logger("lumos")
+        self._logger = structlog.get_logger("lumos").bind()
 
     def run_started(self, run: Run) -> None:
         """Log which agent, provider and model the run asks."""
