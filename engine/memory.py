@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -124,6 +124,13 @@ class Memory(Protocol):
         ...
 
 
+class AtHand(NamedTuple):
+    """What a memory knows without waiting, once the turn is begun; None is yet to be read."""
+
+    history: Sequence[Message] | None = None
+    memories: Sequence[MemoryEntry] | None = None
+
+
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     """How a run uses its memory.
 
@@ -131,6 +138,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
         context_window: messages of the session's history that the model is shown.
         recall_limit: remembered things that the model is shown.
         has_document: whether there can be a working memory: else it is not read.
+        at_hand: what need not be read; synchronous, does not raise.
         wait: seconds that the reads may hold the model's request back; what has not come by then is gone without.
     """
 
@@ -139,6 +147,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     recall_limit: int = 5
     wait: float = 0.2
     has_document: bool = True
+    at_hand: Callable[[], AtHand] = AtHand
 
     def __post_init__(self) -> None:
         if self.context_window < 0 or self.recall_limit < 0 or not self.wait >= 0:

@@ -40,9 +40,13 @@ class RunContext(msgspec.Struct):
 async def read_context(
     use: MemoryUse, request: ModelRequest, guests: Guests, tracer: Tracer, parent: Span
 ) -> RunContext:
-    """Read the memory, all parts side by side, for ``use.wait`` seconds at most. Fails in no part."""
+    """Read what the memory does not have at hand, side by side, for ``use.wait`` seconds at most. Fails in no part."""
+    arrived = _at_hand(use, tracer, parent)
+    question = last_user_text(request)
+    parts = {name: part for name, part in _parts(use, question).items() if name not in arrived}
+    if not parts:
+        return RunContext(**arrived)
     deadline = trio.current_time() + use.wait
-    arrived: dict[str, Any] = {}
 
     async def read(name: str, part: Callable[[], Awaitable[Any]]) -> None:
         try:
@@ -56,7 +60,6 @@ async def read_context(
         except Exception:
             _logger.warning("run %s goes on without its %s", guests.run_id, name, exc_info=True)
 
-    parts = _parts(use, last_user_text(request))
     reads = [guests.invite(f"memory {name}", partial(read, name, part)) for name, part in parts.items()]
     with trio.CancelScope(deadline=deadline) as limit:  # noqa: ASYNC912 - there are some
         for gone in reads:
@@ -68,19 +71,32 @@ async def read_context(
     return RunContext(**arrived, missed=missed)
 
 
+def _at_hand(use: MemoryUse, tracer: Tracer, parent: Span) -> dict[str, Any]:
+    """The parts that need no reading, and so no task; a trace tells of them all the same."""
+    known = use.at_hand()
+    ready: dict[str, Any] = {}
+    if known.history is not None:
+        ready["history"] = _worth_sending(known.history)
+    if known.memories is not None:
+        ready["memories"] = _memory_lines(known.memories)
+    for name in ready:
+        tracer.end(tracer.begin("memory", name, parent))
+    return ready
+
+
 def _parts(use: MemoryUse, question: str) -> dict[str, Callable[[], Awaitable[Any]]]:
     """The reads by the fields that they fill, each with what may fail in its making."""
     memory = use.memory
 
     async def history() -> Sequence[Message]:
-        return [message for message in await memory.history(use.context_window) if _says_something(message)]
+        return _worth_sending(await memory.history(use.context_window))
 
     async def document() -> str:
         value = await memory.working_memory()
         return " ".join(msgspec.json.encode(value).decode().splitlines()) if value else ""
 
     async def recalled() -> Sequence[str]:
-        return [_memory_line(entry) for entry in await memory.recall(question, use.recall_limit) if entry.text.strip()]
+        return _memory_lines(await memory.recall(question, use.recall_limit))
 
     if not use.has_document:
         return {"history": history, "memories": recalled}
@@ -104,9 +120,17 @@ def with_context(request: ModelRequest, context: RunContext) -> ModelRequest:
     return msgspec.structs.replace(request, messages=(*system, *context.history, *request.messages[leading:]))
 
 
-def _says_something(message: Message) -> bool:
+def _worth_sending(history: Sequence[Message]) -> Sequence[Message]:
     """Vendors refuse a turn without anything in it; a tool's empty result is an answer to its call."""
-    return bool(message.content or message.images or message.tool_calls or message.role == "tool")
+    return [
+        message
+        for message in history
+        if message.content or message.images or message.tool_calls or message.role == "tool"
+    ]
+
+
+def _memory_lines(entries: Sequence[MemoryEntry]) -> Sequence[str]:
+    return [_memory_line(entry) for entry in entries if entry.text.strip()]
 
 
 def _memory_line(entry: MemoryEntry) -> str:

@@ -81,8 +81,10 @@ class Run:
         self._terminal: TerminalEvent | None = None  # decided; in the log once it is kept
         self._saved = False
         self._over = trio.Event()
-        # Ends the run from outside. Its deadline is the grace of the readers: no timer task.
-        self._scope = trio.CancelScope(deadline=self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS))
+        self._total_until = self.started_at + spec.deadlines.total
+        self._unread_until = self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
+        # Ends the run from outside, and at the earlier of these: no timer task.
+        self._scope = trio.CancelScope(deadline=min(self._total_until, self._unread_until))
         self.log.on_readers_changed = self._readers_changed
         self._emitter.emit(AgentStarted(spec.agent_id, run_id, wall_clock().isoformat()))
         self._emit_metadata()
@@ -145,21 +147,23 @@ class Run:
 
     async def _execute(self, guests: Guests, span: Span) -> None:
         try:
-            with (
-                self._scope,
-                trio.CancelScope(deadline=self.started_at + self.spec.deadlines.total) as total,
-            ):
+            with self._scope:
                 call = await self._loop.answer(guests, span)
                 if call is not None:
                     await self._complete(guests, call.finish_reason)
-            if total.cancelled_caught:
-                self.fail("timeout.total", f"the run took longer than {self.spec.deadlines.total:g} s")
-            elif self._scope.cancelled_caught:
-                self.stop(STOPPED_WITHOUT_READER)
+            if self._scope.cancelled_caught:
+                self._end_in_time()
         except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
             self._crash(bugs)
         finally:
             self.fail("interrupted", "the server ended the run")
+
+    def _end_in_time(self) -> None:
+        """Which deadline it was; nothing is done if it was none, but what ended the run before."""
+        if self._unread_until <= self._total_until:
+            self.stop(STOPPED_WITHOUT_READER)
+        else:
+            self.fail("timeout.total", f"the run took longer than {self.spec.deadlines.total:g} s")
 
     async def _complete(self, guests: Guests, finish_reason: FinishReason | None) -> None:
         """The answer is whole: keep it, then say so. Nothing ends the run otherwise in between."""
@@ -250,7 +254,9 @@ class Run:
             _logger.exception("an observer failed at %s of run %s", turning_point, self.id)
 
     def _readers_changed(self, readers: int) -> None:
-        self._scope.deadline = inf if readers else trio.current_time() + self.spec.resume_grace
+        if not self._scope.cancel_called:
+            self._unread_until = inf if readers else trio.current_time() + self.spec.resume_grace
+            self._scope.deadline = min(self._total_until, self._unread_until)
 
     def _emit_metadata(self) -> None:
         if self.spec.streaming.emit_metadata:

@@ -16,6 +16,8 @@ from .trace import TraceCollector
 
 MAX_RUN_BYTES = 8 * 2**20
 
+_NO_TOOLS = ToolUse()
+
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run needs to know: which model, what to ask it, and the run's limits.
@@ -54,7 +56,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             request=ModelRequest((), self.request.model),
-            tool_use=ToolUse(),
+            tool_use=_NO_TOOLS,
             memory_use=None,
             trace=None,
             on_ended=None,

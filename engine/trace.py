@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -57,6 +58,24 @@ _NO_SPAN = Span(run_id="", span_id=0, parent_id=None, kind="run", name="", start
 _NO_SPANS: AbstractContextManager[Span] = nullcontext(_NO_SPAN)
 
 
+class _SpanBlock:
+    """The block of a span; ``contextmanager`` would be 3 µs more."""
+
+    __slots__ = ("_span", "_tracer")
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        self._tracer = tracer
+        self._span = span
+
+    def __enter__(self) -> Span:
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, reason: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._tracer.end(self._span, None if reason is None else error_name(reason))
+
+
 class Tracer:
     """Makes the spans of one run and tells the collector of them.
 
@@ -101,8 +120,9 @@ class Tracer:
         """
         if self._collector is None or span.span_id not in self._open:
             return
-        for child in self._open_under(span):
-            self._end(child, NOT_ENDED, self._collector)
+        if next(reversed(self._open)) != span.span_id:
+            for child in self._open_under(span):
+                self._end(child, NOT_ENDED, self._collector)
         span.attributes.update(attributes)
         self._end(span, error, self._collector)
 
@@ -112,16 +132,7 @@ class Tracer:
         """A span around a block. What the block raises ends it with the class's name as its error, and goes on."""
         if self._collector is None:
             return _NO_SPANS
-        return self._around(self.begin(kind, name, parent, **attributes))
-
-    @contextmanager
-    def _around(self, span: Span) -> Iterator[Span]:
-        try:
-            yield span
-        except BaseException as reason:
-            self.end(span, error_name(reason))
-            raise
-        self.end(span)
+        return _SpanBlock(self, self.begin(kind, name, parent, **attributes))
 
     def _open_under(self, span: Span) -> list[Span]:
         """The span's open descendants, the youngest first: children come after their parents."""

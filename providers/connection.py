@@ -1,4 +1,7 @@
-"""One HTTP/1.1 connection: h11 on a trio stream, one request at a time, each read handed on as one chunk."""
+"""One HTTP/1.1 connection on a trio stream: one request at a time, each read handed on as one chunk.
+
+h11 speaks for it as soon as anything is not plain (``heads``, ``chunked``), and not before.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import httpx
 import trio
 
 from .chunked import ChunkedReader
+from .heads import AnswerHead, PreparedHead, parse_plain_head
 from .network import READ_BYTES, is_readable
 
 MAX_HEAD_BYTES = 65_536
@@ -22,6 +26,7 @@ HTTP = b"HTTP/"
 
 _END_OF_HEAD = b"\r\n\r\n"
 _PLAIN_METHODS = (b"GET", b"POST")
+_END_OF_CHUNKS = b"0\r\n\r\n"
 
 STALE_SECONDS = 1.0
 """A server that had closed a connection says so one round trip after the request; one that closes later had the
@@ -94,7 +99,10 @@ class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._forwarding = stream if isinstance(stream, Forwarding) else None
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._http: h11.Connection | None = None
+        self._asked: PreparedHead | None = None
+        self._may_have_body = True
+        self._plain_head = b""
         self._parsed = b""
         self._chunks: ChunkedReader | None = None
         self._fault: h11.RemoteProtocolError | None = None
@@ -104,7 +112,9 @@ class Connection:
         self.answered = False
         self.stale = False
 
-    async def request(self, head: h11.Request, content: bytes, on_written: Callable[[], object]) -> h11.Response:
+    async def request(
+        self, head: h11.Request | PreparedHead, content: bytes, on_written: Callable[[], object]
+    ) -> AnswerHead:
         """Send a request in one write and read the head of its response, skipping interim (1xx) ones.
 
         A server may answer and hang up before it has read everything (413): then its answer counts, not the failed
@@ -124,7 +134,7 @@ class Connection:
             on_written()
         written_at = trio.current_time()
         try:
-            return await self._read_head(head.method)
+            return await self._read_head()
         except httpx.TransportError:
             in_time = trio.current_time() - written_at <= STALE_SECONDS
             self.stale = not self.answered and (unwritten is not None or in_time)
@@ -154,19 +164,20 @@ class Connection:
 
     def renew(self) -> bool:
         """Make ready for another request; False if this connection must be closed instead."""
-        leftover, closed = self._http.trailing_data
-        if leftover or closed or self._closed or not self.finished:
+        if self._closed or not (self.written and self.finished):
             return False
-        try:
-            self._http.start_next_cycle()
-        except h11.LocalProtocolError:  # a side said "Connection: close", or the request was not written whole
-            return False
+        if self._http is not None:
+            leftover, closed = self._http.trailing_data
+            kept = self._http.our_state is self._http.their_state is h11.DONE  # else one said "Connection: close"
+            if leftover or closed or not kept:
+                return False
+        self._http, self._asked, self._plain_head = None, None, b""
         self._ended = False
         return True
 
     def leftover(self) -> bytes:
         """What came after the head of an answer to CONNECT: the first bytes of the tunnel."""
-        return self._http.trailing_data[0]
+        return self._h11().trailing_data[0]
 
     def is_readable(self) -> bool:
         """Whether the server has closed this idle connection or spoken out of turn; False where nothing can tell."""
@@ -178,48 +189,76 @@ class Connection:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await trio.aclose_forcefully(self._stream)
 
-    async def _write(self, head: h11.Request, content: bytes) -> None:
+    async def _write(self, head: h11.Request | PreparedHead, content: bytes) -> None:
         with WRITING:
+            if isinstance(head, PreparedHead) and self._forwarding is None:
+                self._asked = head
+                await self._stream.send_all(head.with_content(content))
+                return
+            if isinstance(head, PreparedHead):
+                head = head.with_length(content)
             if self._forwarding is not None:
                 head = self._forwarding.forwarded(head)
+            self._may_have_body = head.method in _PLAIN_METHODS
+            http = self._h11()
             events = (head, h11.Data(data=content), h11.EndOfMessage())
-            wire = b"".join(self._http.send(event) for event in events)
-            try:
-                await self._stream.send_all(wire)
-            except trio.BrokenResourceError:
-                self._http.send_failed()
-                raise
+            await self._stream.send_all(b"".join(http.send(event) or b"" for event in events))
 
-    async def _read_head(self, method: bytes) -> h11.Response:
+    def _h11(self) -> h11.Connection:
+        """h11 as it would be by now, had it been there from the beginning of this request."""
+        if self._http is None:
+            self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+            if self._asked is not None:
+                self._http.send(self._asked.head)
+                self._http.send(h11.EndOfMessage())
+            if self._plain_head:
+                self._http.receive_data(self._plain_head)
+                self._parse_head(self._http)
+        return self._http
+
+    async def _read_head(self) -> AnswerHead:
         while True:
             data = await self._read()
-            end_of_head = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-            if end_of_head < len(_END_OF_HEAD):
-                end_of_head = len(data)
-            with self._reading:
-                self._http.receive_data(data[:end_of_head])
-                head = self._parse_head()
-                rest = data[end_of_head:]
-                if head is not None:
-                    self._chunks = ChunkedReader() if self._is_plain(method, head) else None
-                    if rest:
-                        self._take_body(rest)
-                    else:
-                        self._parse_body()
-                    return head
-                if rest:
-                    self._http.receive_data(rest)
-                    head = self._parse_head()
-            if head is not None:
-                self._parse_body()
+            if self._http is None and (plain := parse_plain_head(data)) is not None:
+                head, length = plain
+                self._plain_head, self._chunks = data[:length], ChunkedReader()
+                if len(data) > length:
+                    self._take_body(data[length:])
                 return head
+            with self._reading:
+                answer = self._take_head(self._h11(), data)
+            if answer is not None:
+                return AnswerHead(
+                    answer.status_code, answer.headers.raw_items(), answer.http_version, bytes(answer.reason)
+                )
 
-    def _is_plain(self, method: bytes, head: h11.Response) -> bool:
+    def _take_head(self, http: h11.Connection, data: bytes) -> h11.Response | None:
+        """The head, if it is whole with what one read brought; what came behind it is taken too."""
+        end_of_head = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if end_of_head < len(_END_OF_HEAD):
+            end_of_head = len(data)
+        http.receive_data(data[:end_of_head])
+        head = self._parse_head(http)
+        rest = data[end_of_head:]
+        if head is not None:
+            self._chunks = ChunkedReader() if self._is_plain(http, head) else None
+            if rest:
+                self._take_body(rest)
+            else:
+                self._parse_body()
+            return head
+        if rest:
+            http.receive_data(rest)
+            head = self._parse_head(http)
+        if head is not None:
+            self._parse_body()
+        return head
+
+    def _is_plain(self, http: h11.Connection, head: h11.Response) -> bool:
         """Whether the body comes in chunks, of which h11 has seen nothing yet."""
-        if method not in _PLAIN_METHODS or head.status_code != httpx.codes.OK or self._http.trailing_data[0]:
+        if not self._may_have_body or head.status_code != httpx.codes.OK or http.trailing_data[0]:
             return False
-        codings = [value for name, value in head.headers if name == b"transfer-encoding"]
-        return codings == [b"chunked"]
+        return [value for name, value in head.headers if name == b"transfer-encoding"] == [b"chunked"]
 
     async def _read(self) -> bytes:
         """All that one read brings."""
@@ -234,13 +273,13 @@ class Connection:
         self.answered = True
         return bytes(data)
 
-    def _parse_head(self) -> h11.Response | None:
-        while (event := self._http.next_event()) is not h11.NEED_DATA:
+    def _parse_head(self, http: h11.Connection) -> h11.Response | None:
+        while (event := http.next_event()) is not h11.NEED_DATA:
             if isinstance(event, h11.Response):
                 return event
             if not isinstance(event, h11.InformationalResponse):
                 raise h11.RemoteProtocolError("the server switched to another protocol")
-        if not HTTP.startswith(self._http.trailing_data[0][: len(HTTP)]):
+        if not HTTP.startswith(http.trailing_data[0][: len(HTTP)]):
             raise h11.RemoteProtocolError("the server speaks another protocol")  # h11 would wait for a blank line
         return None
 
@@ -248,7 +287,7 @@ class Connection:
         """Take what one read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
         chunks = self._chunks
         if chunks is None or not data:
-            self._http.receive_data(data)
+            self._h11().receive_data(data)
             self._parse_body()
             return
         parts: list[bytes] = []
@@ -259,15 +298,19 @@ class Connection:
         self._parsed = parts[0] if len(parts) == 1 else b"".join(parts)
         if chunks.rest is not None:
             self._chunks = None
-            self._http.receive_data(chunks.rest)
+            if self._http is None and chunks.rest == _END_OF_CHUNKS:
+                self._ended = True
+                return
+            self._h11().receive_data(chunks.rest)
             self._parse_body()
 
     def _parse_body(self) -> None:
         """Take what the last read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
         parts: list[bytes] = []
+        http = self._h11()
         try:
             while not self._ended:
-                event = self._http.next_event()
+                event = http.next_event()
                 if isinstance(event, h11.Data):
                     parts.append(event.data)
                 elif isinstance(event, h11.EndOfMessage):
@@ -319,6 +362,11 @@ class ResponseBody(httpx.AsyncByteStream):
         except BaseException:
             await self.aclose()
             raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was received to its end."""
+        return self._finished if self._connection is None else self._connection.finished
 
     async def drain(self, limit_seconds: float, limit_bytes: int) -> None:
         """Throw the rest away so that the connection can be used again; past a limit close it."""

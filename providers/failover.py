@@ -97,8 +97,11 @@ class FailoverProvider:
         """
         emit((AttemptsPiece(),))
         race = _Race(emit)
-        async with trio.open_nursery() as nursery:
-            await self._go_through(race, request, nursery)
+        if self._policy.hedge_after is None or len(self._links) == 1:
+            await self._go_through(race, request, None)
+        else:
+            async with trio.open_nursery() as nursery:
+                await self._go_through(race, request, nursery)
         if race.failure is not None:
             raise race.failure
 
@@ -107,7 +110,8 @@ class FailoverProvider:
         for link, _ in self._links:
             await link.provider.aclose()
 
-    async def _go_through(self, race: _Race, request: ModelRequest, nursery: trio.Nursery) -> None:
+    async def _go_through(self, race: _Race, request: ModelRequest, nursery: trio.Nursery | None) -> None:
+        """Attempt after attempt; side by side, where there is a nursery for those that are hedged."""
         waiting = deque((link, breaker, 0) for link, breaker in self._links)
         while waiting and not race.decided:
             link, breaker, tries = waiting.popleft()
@@ -116,10 +120,13 @@ class FailoverProvider:
                 race.failure = race.failure or self._open_circuits()
                 continue
             attempt = _Attempt(link, breaker, permit, race, request)
-            nursery.start_soon(attempt.run)
-            await race.wait(attempt, self._policy.hedge_after if waiting else None)
+            if nursery is None:
+                await attempt.run()
+            else:
+                nursery.start_soon(attempt.run)
+                await race.wait(attempt, self._policy.hedge_after if waiting else None)
             error = attempt.error
-            if error is None:
+            if error is None or race.decided:
                 continue  # committed, or slow: hedge
             if error.code in FINAL_CODES:
                 return
@@ -163,8 +170,8 @@ class _Race:
         """An attempt begins."""
         self._attempts.append(attempt)
 
-    def commit(self, attempt: _Attempt) -> None:
-        """This attempt is the answer: the others are cancelled, their connections closed."""
+    def commit(self, attempt: _Attempt, held: Sequence[Piece]) -> None:
+        """This attempt, with what it held back, is the answer: the others are cancelled, their connections closed."""
         self.winner = attempt
         self.failure = None
         for other in self._attempts:
@@ -172,7 +179,7 @@ class _Race:
                 other.progress.scope.cancel(reason="another provider answered first")
             other.settled.set()
         self._committed.set()
-        self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model),))
+        self._emit((AnsweredByPiece(attempt.link.provider.name, attempt.link.model), *held))
 
     def forward(self, pieces: Sequence[Piece]) -> None:
         """Pieces of the committed attempt, or that one has asked."""
@@ -206,7 +213,7 @@ class _Attempt:
         self._breaker = breaker
         self._permit = permit
         self._race = race
-        self._request = msgspec.structs.replace(request, model=link.model)
+        self._request = request if request.model == link.model else msgspec.structs.replace(request, model=link.model)
         self._held: list[Piece] = []
         race.enter(self)
 
@@ -227,6 +234,8 @@ class _Attempt:
             self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
 
     def _deadlines(self, of_run: Deadlines) -> Deadlines:
+        if self.link.connect is None and self.link.first_token is None:
+            return of_run
         return msgspec.structs.replace(
             of_run,
             connect=min(of_run.connect, self.link.connect or inf),
@@ -239,11 +248,15 @@ class _Attempt:
             return
         if self._race.decided or self.progress.scope.cancel_called:
             return  # cancelled, and has not met it yet
-        if any(isinstance(piece, RequestSentPiece) for piece in pieces):
-            self.progress.enter("first_token")
-            self._race.forward((RequestSentPiece(),))
-        self._held += [piece for piece in pieces if not isinstance(piece, RequestSentPiece)]
-        if any(_is_content(piece) for piece in pieces):
+        any_content = False
+        for piece in pieces:
+            if isinstance(piece, RequestSentPiece):
+                self.progress.enter("first_token")
+                self._race.forward((piece,))
+            else:
+                self._held.append(piece)
+                any_content = any_content or _is_content(piece)
+        if any_content:
             self._commit()
 
     def _commit(self) -> None:
@@ -251,9 +264,7 @@ class _Attempt:
             return
         self.progress.enter("attempts")  # the run's own deadline rules from here
         self._breaker.succeeded(self._permit)
-        self._race.commit(self)
-        if self._held:
-            self._race.forward(self._held)
+        self._race.commit(self, self._held)
 
     def _fail(self, error: ProviderError) -> None:
         self.error = error

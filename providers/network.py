@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol
 
 import httpx
 import trio
@@ -38,7 +39,6 @@ class Connect(Protocol):
         ...
 
 
-@runtime_checkable
 class Readable(Protocol):
     """What can tell without blocking whether a read would return at once, as ``TcpStream`` can."""
 
@@ -49,7 +49,8 @@ class Readable(Protocol):
 
 def is_readable(stream: trio.abc.Stream) -> bool:
     """Whether a read of ``stream`` would return at once; False where there is no way to tell."""
-    return isinstance(stream, Readable) and stream.is_readable()
+    probe: Callable[[], bool] | None = getattr(stream, "is_readable", None)  # ``isinstance`` takes 15 µs here
+    return probe is not None and probe()
 
 
 class TcpConnect:

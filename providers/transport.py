@@ -19,9 +19,10 @@ import httpx
 import trio
 
 from .connection import CONNECTING, WRITING, Connection, ResponseBody
+from .heads import AnswerHead, PreparedHead
 from .network import Connect, TcpConnect
 
-__all__ = ["Connect", "ResponseBody", "TrioTransport"]
+__all__ = ["Connect", "Prepared", "ResponseBody", "TrioTransport"]
 
 EXPIRED_AT_ONCE = 4
 """How many expired connections a request closes when it takes and when it releases its own: 70 µs each."""
@@ -33,6 +34,25 @@ class _Origin(NamedTuple):
     scheme: str
     host: str
     port: int
+
+
+class Prepared(NamedTuple):
+    """A POST but for its body: where it goes, and its head."""
+
+    origin: _Origin
+    head: PreparedHead
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Prepared:
+        """Taken from a request without a body.
+
+        Raises:
+            httpx.LocalProtocolError, httpx.UnsupportedProtocol: it cannot be sent as it is.
+        """
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+        with WRITING:
+            head = PreparedHead(h11.Request(method=request.method, target=request.url.raw_path, headers=headers))
+        return cls(_origin_of(request.url), head)
 
 
 class _Idle(NamedTuple):
@@ -103,6 +123,27 @@ class TrioTransport(httpx.AsyncBaseTransport):
         on_written: Callable[[], object] = request.extensions.get("request_sent", _ignore)
         with WRITING:
             head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        answer, body = await self._send(origin, head, content, on_written)
+        return httpx.Response(
+            answer.status_code,
+            headers=answer.headers,
+            stream=body,
+            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason, "body": body},
+        )
+
+    async def post(
+        self, prepared: Prepared, content: bytes, on_written: Callable[[], object]
+    ) -> tuple[AnswerHead, ResponseBody]:
+        """As ``handle_async_request``, without making httpx's objects; the caller closes the body.
+
+        Raises:
+            httpx.TransportError: as there; without a ``request``.
+        """
+        return await self._send(prepared.origin, prepared.head, content, on_written)
+
+    async def _send(
+        self, origin: _Origin, head: h11.Request | PreparedHead, content: bytes, on_written: Callable[[], object]
+    ) -> tuple[AnswerHead, ResponseBody]:
         if connection := await self._take_idle(origin):
             try:
                 return await self._exchange(origin, connection, head, content, on_written)
@@ -138,10 +179,10 @@ class TrioTransport(httpx.AsyncBaseTransport):
         self,
         origin: _Origin,
         connection: Connection,
-        head: h11.Request,
+        head: h11.Request | PreparedHead,
         content: bytes,
         on_written: Callable[[], object],
-    ) -> httpx.Response:
+    ) -> tuple[AnswerHead, ResponseBody]:
         self._in_use[connection] = origin
         body = ResponseBody(connection, self._release)
         try:
@@ -151,12 +192,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         except BaseException:
             await body.aclose()
             raise
-        return httpx.Response(
-            answer.status_code,
-            headers=answer.headers.raw_items(),
-            stream=body,
-            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason, "body": body},
-        )
+        return answer, body
 
     async def _take_idle(self, origin: _Origin) -> Connection | None:
         await self._close_expired()

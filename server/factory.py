@@ -141,7 +141,7 @@ class AgentFactory:
     def _find_or_build(self, home: str | None, record: AgentRecord) -> _Built:
         key = (home, record.id)
         built = self._cache.get(key)
-        if built is None or built.record != record:
+        if built is None or (built.record is not record and built.record != record):
             built = self._cache[key] = self._build(record)
         self._cache.move_to_end(key)
         if len(self._cache) > self._capacity:
@@ -217,6 +217,7 @@ class AgentFactory:
                 recall_limit=settings.recall_limit,
                 wait=settings.wait,
                 has_document=record.working_memory is not None,
+                at_hand=memory.at_hand,
             )
 
         return memory_of

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TextIO, cast
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import structlog
@@ -118,22 +120,61 @@ def configure_logging(level: str) -> None:
         colors = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         plain = structlog.dev.plain_traceback
         renderers: list[Any] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        ours = [*shared, *renderers]
     else:
         tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-        renderers = [tracebacks, structlog.processors.JSONRenderer()]
-    output = _open_output([*shared, *renderers])
+        renderers = [tracebacks, structlog.processors.JSONRenderer(_to_json)]
+        ours = [_JsonLine(tracebacks)]
+    output = _open_output(ours)
+    sink = _Sink(output)
     structlog.configure(
-        processors=[*shared, *renderers],
+        processors=ours,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, output)),
+        logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,  # there are few lines, and who configures again is to be heard
     )
     handler = logging.StreamHandler(output)
     meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *renderers]))
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
-    for ours in OUR_PACKAGES:
-        logging.getLogger(ours).setLevel(threshold)
+    for package in OUR_PACKAGES:
+        logging.getLogger(package).setLevel(threshold)
+
+
+class _JsonLine:
+    """What the processors for libraries' lines do, in one step: a run's start has three lines, each was 49 calls."""
+
+    def __init__(self, tracebacks: structlog.types.Processor) -> None:
+        self._tracebacks = tracebacks
+
+    def __call__(self, logger: Any, method: str, facts: structlog.types.EventDict) -> str:
+        line: Any = structlog.contextvars.merge_contextvars(logger, method, facts)
+        line["level"] = "error" if method == "exception" else method
+        line["timestamp"] = f"{datetime.now(UTC).replace(tzinfo=None).isoformat()}Z"
+        if "exc_info" in line:
+            line = self._tracebacks(logger, method, line)
+        return _to_json(line)
+
+
+class _Sink:
+    """Where structlog's lines go, whatever their level: an output needs no lock around it."""
+
+    def __init__(self, output: LogOutput) -> None:
+        self._output = output
+
+    def msg(self, line: str) -> None:
+        """Take one line."""
+        self._output.write(f"{line}\n")
+
+    debug = info = warning = error = critical = exception = msg
+
+
+def _to_json(line: Any, **_: Any) -> str:
+    """As JSON in UTF-8: 1 µs, where ``json`` takes 8. What msgspec cannot write is described."""
+    try:
+        return msgspec.json.encode(line, enc_hook=repr).decode()
+    except (ValueError, OverflowError, RecursionError):  # half an emoji, a number of 65 bits
+        return json.dumps(line, default=repr)
 
 
 def flush_log() -> None:
@@ -156,7 +197,7 @@ class RunLogger:
     """Logs ``run.started``, ``run.first_token`` and ``run.ended``; never a prompt, an answer or a key."""
 
     def __init__(self) -> None:
-        self._logger = structlog.get_logger("lumos")
+        self._logger = structlog.get_logger("lumos").bind()
 
     def run_started(self, run: Run) -> None:
         """Log which agent, provider and model the run asks."""

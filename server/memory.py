@@ -14,7 +14,7 @@ import trio
 from sqlalchemy import Connection
 
 from engine import Message
-from engine.memory import MemoryEntry, MemoryRefusedError, TurnRecord, WorkingMemoryChange
+from engine.memory import AtHand, MemoryEntry, MemoryRefusedError, TurnRecord, WorkingMemoryChange
 from engine.run import utc_now
 from engine.supervisor import random_run_id
 
@@ -113,6 +113,12 @@ class StoredMemory:
         self._run_id = run_id
         await self._last_turn_kept()
         self._known = await self._database.write(self._begin_turn, run_id, message, self._store.now())
+
+    def at_hand(self) -> AtHand:
+        """What ``begin_turn`` read along: ``MemoryUse.at_hand`` for a run that is shown as much as the settings say."""
+        if self._known is None:
+            return AtHand()
+        return AtHand(self._known.history, None if self._known.has_memories else ())
 
     async def history(self, messages: int) -> Sequence[Message]:
         """The last messages of the session; see ``Memory``."""

@@ -172,7 +172,7 @@ async def test_nothing_that_people_see_holds_the_token(autojump_clock: MockClock
             await provider.stream(request(), lambda _: None)
     fault: BaseException | None = caught.value
     while fault is not None:
-        assert "access_token" not in f"{fault} {fault!r} {getattr(fault, 'request', '')!r}"
+        assert "access_token" not in f"{fault} {fault!r} {vars(fault)!r}"
         fault = fault.__cause__
 
 

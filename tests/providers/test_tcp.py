@@ -84,3 +84,50 @@ async def test_a_cancelled_read_takes_nothing(pair: Pair) -> None:
     await stream.send_all(b"back")
     await stream.wait_send_all_might_not_block()
     assert far.recv(10) == b"back"
+
+
+async def test_what_the_socket_takes_at_once_is_sent_without_waiting(pair: Pair) -> None:
+    stream, far = pair
+    sending = stream.send_all(b"abc")
+    with pytest.raises(StopIteration):
+        sending.send(None)  # a wait would yield to trio's loop here
+    assert far.recv(10) == b"abc"
+
+
+async def test_what_the_socket_does_not_take_at_once_is_sent_when_it_does(pair: Pair) -> None:
+    stream, far = pair
+    data = bytes(range(256)) * 40_000
+    read = bytearray()
+    far.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, data)
+        while len(read) < len(data):
+            await trio.lowlevel.wait_readable(far)
+            read += far.recv(1 << 20)
+    assert bytes(read) == data
+
+
+async def test_a_cancelled_send_sends_nothing(pair: Pair) -> None:
+    stream, far = pair
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.send_all(b"abc")
+    assert scope.cancelled_caught
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        far.recv(10)
+
+
+async def test_sending_to_a_peer_that_is_gone_is_a_broken_stream(pair: Pair) -> None:
+    stream, far = pair
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_all(b"abc")
+
+
+async def test_sending_on_what_was_closed_here_says_so(pair: Pair) -> None:
+    stream, _ = pair
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"abc")
