@@ -27,6 +27,7 @@ import click
 import msgspec
 
 from benchmarks.bench import arms as arms_module
+from benchmarks.bench import launching
 from benchmarks.bench.arms import Arm, RunningArm, find_arm, started
 from benchmarks.bench.drive import ROOT, RunningUpstream, run_client, running_upstream
 from benchmarks.bench.job import TAG, Job, Progress
@@ -114,7 +115,7 @@ def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Pat
             stack.enter_context(started(find_arm(name), upstream.base_url, MODELS, core=SERVER_CORE)) for name in names
         ]
         if before is not None:
-            with _launching({"PYTHONPATH": str(before)}):
+            with _code_of(before):
                 old = stack.enter_context(started(find_arm("lumos"), upstream.base_url, MODELS, core=SERVER_CORE))
             arm = msgspec.structs.replace(old.arm, name="lumos-before")
             running.append(msgspec.structs.replace(old, arm=arm))
@@ -175,6 +176,17 @@ if os.environ.get("LUMOS_SAMPLES"):
     signal.signal(signal.SIGUSR1, start)
     signal.signal(signal.SIGUSR2, stop)
 """
+
+
+@contextmanager
+def _code_of(checkout: Path) -> Iterator[None]:
+    """Lumos arms started in the block are those of that checkout, with the keys that it makes."""
+    ours = launching.ROOT  # type: ignore[attr-defined]
+    launching.ROOT = checkout  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        launching.ROOT = ours  # type: ignore[attr-defined]
 
 
 @contextmanager

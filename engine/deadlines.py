@@ -90,20 +90,21 @@ class Progress:
         self._deadlines = deadlines
         self.phase: Phase = "connect"
         self.limit = deadlines.connect
-        self.scope = trio.CancelScope(deadline=trio.current_time() + deadlines.connect)
+        self._due_at = trio.current_time() + deadlines.connect
+        self.scope = trio.CancelScope(deadline=self._due_at)
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: Phase, now: float | None = None) -> None:
         """Begin the phase, or begin its wait anew: the deadline is the phase's seconds from now.
 
         Does nothing once the deadline has passed: the phase that it ended gives the error its name.
         """
-        now = trio.current_time()
-        if now >= self.scope.deadline:
+        now = trio.current_time() if now is None else now
+        if now >= self._due_at:
             return
         if phase != self.phase:
             self.phase = phase
             self.limit = getattr(self._deadlines, phase, inf)
-        self.scope.deadline = now + self.limit
+        self.scope.deadline = self._due_at = now + self.limit
 
     @property
     def error_code(self) -> TimeoutCode:

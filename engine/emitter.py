@@ -69,6 +69,8 @@ class Emitter:
 
     After the terminal event it drops what still comes: whoever ends the run first wins.
 
+    ``hold`` and ``release`` are the log's own; who knows the time already, gives it as ``now``.
+
     The frames of the log are never more than ``2 * max_run_bytes + CLOSING_BYTES``: what the limit lets through, the
     terminal event that repeats the answer, and what else closes the run, which is short (``Run`` sees to it).
     """
@@ -88,6 +90,7 @@ class Emitter:
         self._any_sealed = False
         self.due_at = inf
         log.gathering = self
+        self.hold, self.release = log.hold, log.release
 
     @property
     def response(self) -> str:
@@ -105,21 +108,19 @@ class Emitter:
             return ""
         return STEP_GAP
 
-    def text(self, content: str, step_id: str) -> None:
+    def text(self, content: str, step_id: str, now: float | None = None) -> None:
         """Gather answer text.
 
         Raises:
             OutputLimitError: the run's log would outgrow its bound; the text is not taken.
         """
         if content and self._log.terminal is None:
-            content = encodable(content)
-            self._gather(TextDelta, content, step_id)
-            self._said.append(content)
+            self._said.append(self._gather(TextDelta, content, step_id, now))
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
         if content and self._log.terminal is None:
-            self._gather(ReasoningDelta, encodable(content), step_id)
+            self._gather(ReasoningDelta, content, step_id)
 
     def emit(self, event: Event) -> None:
         """Append an event that is no text (the terminal one too), after sealing what has gathered.
@@ -131,34 +132,37 @@ class Emitter:
             self._seal()
             self._log.append(event, inf if closes(event) else self._max_run_bytes)
 
-    def hold(self) -> None:
-        """What comes from here to ``release`` is one piece of news for the log's readers."""
-        self._log.hold()
-
-    def release(self, *, more_follows: bool) -> None:
-        """Let the readers have it; ``more_follows`` as ``RunLog.release`` has it."""
-        self._log.release(more_follows=more_follows)
-
     def forget(self) -> None:
         """Drop the text kept for ``response``: the terminal event has what is still wanted."""
         self._said.clear()
 
-    def _gather(self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str) -> None:
-        size = json_bytes(content)
+    def _gather(
+        self, kind: type[TextDelta | ReasoningDelta], content: str, step_id: str, now: float | None = None
+    ) -> str:
+        """The text as it was taken."""
+        try:
+            size = len(_encode_json(content)) - len('""')
+        except UnicodeEncodeError:
+            content = encodable(content)
+            size = json_bytes(content)
         self.check_room(size)
         if kind is not self._kind or step_id != self._step_id:
             self._seal()
             self._kind, self._step_id = kind, step_id
         if not self._gathered:
-            self._begun_at = trio.current_time()
+            self._begun_at = trio.current_time() if now is None else now
         self._gathered.append(content)
         self._gathered_chars += len(content)
         self._gathered_bytes += size
         if self._gathered_bytes >= (BUSY_SEAL_BYTES if self._log.readers else UNREAD_SEAL_BYTES):
             self._seal()
-        elif (due_at := self._reckon_due_at()) != self.due_at:
+            return content
+        enough = not self._any_sealed or self._gathered_chars >= self._config.text_buffer_size
+        due_at = max(self._begun_at if enough else self._begun_at + self._config.flush_after, self._not_before)
+        if due_at != self.due_at:
             self.due_at = due_at
             self._log.wake()  # a waiting reader takes the text, or sets itself this limit
+        return content
 
     def check_room(self, more_bytes: int) -> None:
         """Refuse what would not fit.
@@ -169,16 +173,9 @@ class Emitter:
         if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
             raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
-    def _reckon_due_at(self) -> float:
-        enough = not self._any_sealed or self._gathered_chars >= self._config.text_buffer_size
-        return max(
-            self._begun_at if enough else self._begun_at + self._config.flush_after,
-            self._not_before,
-        )
-
-    def seal_if_due(self) -> None:
+    def seal_if_due(self, now: float | None = None) -> None:
         """Turn the gathered text into one delta, if its time has come. Called by the log for its readers."""
-        if self._gathered and self.due_at <= trio.current_time():
+        if self._gathered and self.due_at <= (trio.current_time() if now is None else now):
             self._seal()
 
     def _seal(self) -> None:

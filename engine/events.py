@@ -187,7 +187,8 @@ TERMINAL_EVENT_TYPES: tuple[type[TerminalEvent], ...] = get_args(TerminalEvent)
 RETRY_MILLISECONDS = 1000
 """How long a browser waits before it reconnects, told with the first frame."""
 
-_encode = msgspec.json.Encoder().encode
+encode_event = msgspec.json.Encoder().encode
+"""The event's JSON."""
 
 
 def encode_frame(run_id: str, seq: int, event: Event) -> bytes:
@@ -196,7 +197,7 @@ def encode_frame(run_id: str, seq: int, event: Event) -> bytes:
     JSON has no raw newline, so the frame needs no escaping (WHATWG HTML, section 9.2.5). There is no ``event:``
     field, so a browser's ``onmessage`` sees every frame. The same bytes go to every reader, at any time.
     """
-    return frame_of(run_id, seq, _encode(event))
+    return frame_of(run_id, seq, encode_event(event))
 
 
 def frame_of(run_id: str, seq: int, data: bytes) -> bytes:

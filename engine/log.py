@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from .errors import OutputLimitError
-from .events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, encode_frame
+from .events import TERMINAL_EVENT_TYPES, Event, TerminalEvent, encode_event, frame_of
 from .order import EventOrder, RunState
 
 
@@ -58,8 +58,8 @@ class EventLog(Protocol):
 class Gathering(Protocol):
     """Text in front of the log that becomes an event at the moment a reader takes it (the emitter)."""
 
-    def seal_if_due(self) -> None:
-        """Append what has gathered, if its time has come."""
+    def seal_if_due(self, now: float | None = None) -> None:
+        """Append what has gathered, if its time has come; ``now`` is the time, for who knows it."""
         ...
 
     @property
@@ -68,9 +68,9 @@ class Gathering(Protocol):
         ...
 
 
-Take: TypeAlias = Callable[[Sequence[LogEntry]], bool]
+Take: TypeAlias = Callable[[Sequence[LogEntry], float], bool]
 """Takes what is new at once, without waiting, in the task that said it; False: not taken, the reader is to come for it.
-What it raises, the reader's ``read`` raises."""
+It is told the time. What it raises, the reader's ``read`` raises."""
 
 
 class _Taker:
@@ -83,14 +83,6 @@ class _Taker:
         self.take = take
         self.parked = trio.lowlevel.ParkingLot()
         self.bug: Exception | None = None
-
-    def offer(self, entries: Sequence[LogEntry]) -> bool:
-        """Whether they were taken. What is raised is the reader's business, and none of the run's."""
-        try:
-            return self.take(entries)
-        except Exception as bug:  # noqa: BLE001 - raised in the reader's task
-            self.bug = bug
-            return False
 
 
 class RunLog:
@@ -138,7 +130,7 @@ class RunLog:
             EventOrderError: the event may not come at this point: a bug of the caller.
         """
         seq = len(self._entries) + 1
-        entry = LogEntry(seq, event, encode_frame(self.run_id, seq, event))
+        entry = LogEntry(seq, event, frame_of(self.run_id, seq, encode_event(event)))
         if self.size_bytes + len(entry.frame) > max_bytes:
             raise OutputLimitError(f"the run's output is over {max_bytes} bytes")
         self._order.admit(event)  # after the encoding, which may fail
@@ -146,8 +138,12 @@ class RunLog:
         self.size_bytes += len(entry.frame)
         if isinstance(event, TERMINAL_EVENT_TYPES):
             self.terminal = event
-        self.wake()
-        self.note_news()
+        if self._held:
+            self._changed = True
+        else:
+            self.wake()
+        if self.on_append is not None:
+            self.on_append(self)
         return entry
 
     def note_news(self) -> None:
@@ -167,35 +163,46 @@ class RunLog:
         for taker in self._takers:
             taker.parked.unpark_all()
         self._takers.clear()
-        self._wake_others()
+        if self._waiting or self._waiting_for_several:
+            self._wake_others()
 
     def hold(self) -> None:
         """What is appended and gathered from here to ``release`` is news once, then. Nobody waits in between."""
         self._held = True
 
-    def release(self, *, more_follows: bool = False) -> None:
+    def release(self, *, more_follows: bool = False, now: float | None = None) -> None:
         """Tell of what came since ``hold``. Readers with a ``take`` are not even woken while it takes everything.
 
-        ``more_follows``: before anybody else can run. Then all are woken, and find it together.
+        Args:
+            more_follows: before anybody else can run. Then all are woken, and find it together.
+            now: the time, from who knows it: of one read's news it is asked once.
         """
         if self._changed and not more_follows:
-            self._serve_takers()  # still held: what it seals is no news of its own
-            self._wake_others()
+            if self._takers:  # still held: what is sealed is no news of its own
+                self._serve_takers(trio.current_time() if now is None else now)
+            if self._waiting or self._waiting_for_several:
+                self._wake_others()
             self._changed = False
         self._held = False
         if self._changed:
             self._changed = False
             self.wake()
 
-    def _serve_takers(self) -> None:
-        if not self._takers:
-            return
+    def _serve_takers(self, now: float) -> None:
+        must_look = self.terminal is not None
         if self.gathering is not None:
-            self.gathering.seal_if_due()
-        must_look = self.ended or (self.gathering is not None and self.gathering.due_at < inf)
+            self.gathering.seal_if_due(now)
+            must_look = must_look or self.gathering.due_at < inf
         for taker in list(self._takers):
             entries = self._entries[taker.after :]
-            if not must_look and (not entries or taker.offer(entries)):
+            taken = not must_look
+            if taken and entries:
+                try:
+                    taken = taker.take(entries, now)
+                except Exception as bug:  # noqa: BLE001 - the reader's business: raised in its task
+                    taker.bug = bug
+                    taken = False
+            if taken:
                 taker.after = len(self._entries)
             else:
                 del self._takers[taker]

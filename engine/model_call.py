@@ -212,15 +212,16 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
+        now = trio.current_time()
         self._emitter.hold()
         try:
-            self._take_pieces(pieces)
+            self._take_pieces(pieces, now)
         except OutputLimitError as error:
             self._fail("output_limit", str(error))
         finally:
-            self._emitter.release(more_follows=self.finish_reason is not None)
+            self._emitter.release(more_follows=self.finish_reason is not None, now=now)
 
-    def _take_pieces(self, pieces: Sequence[Piece]) -> None:
+    def _take_pieces(self, pieces: Sequence[Piece], now: float) -> None:
         """Take them in order; texts that follow each other are taken as one, as a fast model's read brings hundreds."""
         progressed = False
         texts: list[str] = []
@@ -229,38 +230,38 @@ class ModelCall:
                 texts.append(piece.text)
                 continue
             if texts:
-                progressed = self._take_texts(texts, progressed)
+                progressed = self._take_texts(texts, progressed, now)
                 texts = []
             if self._emitter.ended:  # the provider has not met its cancellation yet
                 return
-            progressed = self._take_other(piece, progressed)
+            progressed = self._take_other(piece, progressed, now)
         if texts:
-            self._take_texts(texts, progressed)
+            self._take_texts(texts, progressed, now)
 
-    def _take_texts(self, texts: list[str], progressed: bool) -> bool:
+    def _take_texts(self, texts: list[str], progressed: bool, now: float) -> bool:
         """Whether there was progress now. Of too many, those are taken that the run has room for."""
         if self._emitter.ended:
             return progressed
         text = texts[0] if len(texts) == 1 else "".join(texts)
-        progressed = progressed or self._progresses(text)
+        progressed = progressed or self._progresses(text, now)
         try:
-            self._take_text(text)
+            self._take_text(text, now)
         except OutputLimitError:
             for one in texts:
-                self._take_text(one)
+                self._take_text(one, now)
             raise
         return progressed
 
-    def _take_other(self, piece: Piece, progressed: bool) -> bool:
+    def _take_other(self, piece: Piece, progressed: bool, now: float) -> bool:
         """Take a piece that is no text; whether there was progress now."""
         match piece:
             case ReasoningPiece(text):
-                progressed = progressed or self._progresses(text)
+                progressed = progressed or self._progresses(text, now)
                 self._emitter.reasoning(text, self.step_id)
                 self._reasoning.append(text)
             case ToolCallPiece(_, call_id, name, fragment):
                 if self.request.tools:
-                    progressed = progressed or self._progresses(call_id or name or fragment)
+                    progressed = progressed or self._progresses(call_id or name or fragment, now)
                 self._take_call(piece)
             case UsagePiece():
                 self._take_usage(reported_usage(piece))
@@ -270,28 +271,28 @@ class ModelCall:
                 self._is_billed = True
                 self._on_sent()
                 if self._progress.phase != "attempts":
-                    self._progress.enter("first_token")
+                    self._progress.enter("first_token", now)
             case AttemptsPiece():
-                self._progress.enter("attempts")
+                self._progress.enter("attempts", now)
             case AnsweredByPiece(provider, model):
                 self.answered_by = AnsweredByPiece(short(provider), short(model))
             case ContinuationPiece(state):
                 self._continuation = state
         return progressed
 
-    def _progresses(self, content: str | None) -> bool:
+    def _progresses(self, content: str | None, now: float) -> bool:
         """Whether that is progress: content is. It keeps the idle deadline off, once for all that one read brought."""
         if not content:
             return False
-        self._progress.enter("idle")
+        self._progress.enter("idle", now)
         if not self._any_content:
             self._any_content = True
             self._on_content()
         return True
 
-    def _take_text(self, text: str) -> None:
+    def _take_text(self, text: str, now: float) -> None:
         if text:
-            self._emitter.text(text if self._text else self._emitter.gap_before(text) + text, self.step_id)
+            self._emitter.text(text if self._text else self._emitter.gap_before(text) + text, self.step_id, now)
             self._text.append(text)
 
     def _take_usage(self, usage: Usage) -> None:

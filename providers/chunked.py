@@ -42,7 +42,7 @@ class ChunkedReader:
         if self._left >= 0:
             self._held = data[at:]
             return
-        while size := _SIZE.match(data, at):
+        while at < len(data) and (size := _SIZE.match(data, at)):
             begin = size.end()
             end = begin + int(size[1], 16)
             if end == begin:
@@ -54,7 +54,8 @@ class ChunkedReader:
                 return
             parts.append(data[begin:end])
             at = end + 2
-        self._hold_or_leave(data[at:])
+        if at < len(data):
+            self._hold_or_leave(data[at:])
 
     def _finish_chunk(self, data: bytes, parts: list[bytes]) -> int:
         """Take what is there of a begun chunk; how many bytes. ``_left`` is -1 if its end was among them."""

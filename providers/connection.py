@@ -79,6 +79,13 @@ READING_AFTER_THE_END = ErrorTable({h11.RemoteProtocolError: httpx.ReadError})
 """Once the server has closed, what is incomplete was cut: a broken connection, and nothing against its HTTP."""
 
 
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+def _as_read_error(error: Exception) -> httpx.ReadError:
+    return httpx.ReadError(str(error) or repr(error))
+
+
 @runtime_checkable
 class Forwarding(Protocol):
     """A stream that ends at a proxy which forwards requests one by one, and so has to be told where each one goes."""
@@ -153,7 +160,15 @@ class Connection:
             if self._fault is not None:
                 with self._reading:
                     raise self._fault
-            self._take_body(await self._read())
+            try:
+                data = await self._stream.receive_some(
+                    READ_BYTES
+                )  # not by ``_read``: one coroutine less for each token
+            except _BROKEN as exc:
+                raise _as_read_error(exc) from exc
+            if not data:
+                self._reading = READING_AFTER_THE_END
+            self._take_body(bytes(data))
         chunk, self._parsed = self._parsed, b""
         return chunk
 
@@ -261,11 +276,11 @@ class Connection:
         return [value for name, value in head.headers if name == b"transfer-encoding"] == [b"chunked"]
 
     async def _read(self) -> bytes:
-        """All that one read brings."""
+        """All that one read brings of a head."""
         try:
             data = await self._stream.receive_some(READ_BYTES)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise httpx.ReadError(str(exc) or repr(exc)) from exc
+        except _BROKEN as exc:
+            raise _as_read_error(exc) from exc
         if not data:
             self._reading = READING_AFTER_THE_END
             if not self.answered:

@@ -117,6 +117,8 @@ class SSEParser:
             return None
         self._after_cr = False
         self.last_event_id = self._id
+        if len(values) == 1:
+            return [ServerSentEvent(values[0], "message", self._id)]
         return [ServerSentEvent(value, "message", self._id) for value in values]
 
     def _strip_bom(self, chunk: bytes) -> bytes:

@@ -54,25 +54,20 @@ class _Copied:
 
 
 class _Part:
-    """What one write takes of one run."""
+    """What one write takes of one run; the terminal event is in it if ``is_last``."""
 
-    __slots__ = ("copied", "entries", "last_seq", "progress", "turn")
+    __slots__ = ("copied", "entries", "is_last", "last_seq", "progress", "turn")
 
     def __init__(self, copied: _Copied, entries: Sequence[LogEntry]) -> None:
         self.copied = copied
         self.entries = entries
         self.last_seq = entries[-1].seq if entries else copied.stored
         run = copied.run
+        self.is_last = run.log.terminal is not None and self.last_seq == run.log.last_seq
         self.progress = None if self.is_last else Progress(run.elapsed_ms, run.ttfb_ms, run.input_tokens)
         self.turn = None
         if self.is_last and copied.ended is not None:
             self.turn = copied.ended()
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the terminal event is in it."""
-        log = self.copied.run.log
-        return log.ended and self.last_seq == log.last_seq
 
     def news(self) -> NewEvents:
         """As the store takes it. In the worker thread."""
@@ -124,7 +119,7 @@ class Journal:
                 return
             self._dirty[log.run_id] = copied
             self._something.set()
-        if log.ended:
+        if log.terminal is not None:
             self._note_ended(log.run_id)
 
     def find(self, run_id: str) -> Run | None:

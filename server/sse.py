@@ -147,9 +147,8 @@ class EventStreamBody(WatchedBody):
             await writer.flush()
         return [entry for entry in entries if entry.seq > self._after]
 
-    def _take(self, entries: Sequence[LogEntry]) -> bool:
+    def _take(self, entries: Sequence[LogEntry], now: float) -> bool:
         """Write them, if that takes no waiting; the log calls this while ``_read_log`` waits."""
-        now = trio.current_time()
         if self.writer is None or (self.watch is not None and now >= self.watch.due_at):
             return False
         piece = entries[0].frame if len(entries) == 1 else b"".join([entry.frame for entry in entries])

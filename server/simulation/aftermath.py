@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, select
 
-from server.store.schema import run_events, runs
+from server.store.run_events import page_of_events
+from server.store.schema import runs
 
 from .observations import KeptRun
 from .worker import Life
@@ -57,7 +58,7 @@ def what_is_kept(world: World) -> dict[str, KeptRun]:
 def _kept_runs(c: Connection) -> dict[str, KeptRun]:
     rows = c.execute(select(runs.c.run_id, runs.c.status, runs.c.response).order_by(runs.c.created_at, runs.c.run_id))
     kept = {run_id: KeptRun(run_id, status, response or "") for run_id, status, response in rows}
-    events = select(run_events.c.run_id, run_events.c.seq, run_events.c.event)
-    for run_id, seq, event in c.execute(events.order_by(run_events.c.run_id, run_events.c.seq)):
-        kept[run_id].events.append((seq, event.encode()))
+    for run_id, run in kept.items():
+        while page := page_of_events(c, run_id, run.events[-1][0] if run.events else 0):
+            run.events += [(seq, event.encode()) for seq, event in page]
     return kept

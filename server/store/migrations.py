@@ -55,6 +55,7 @@ _VERSION_TABLE = (
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(version=1, both=version_1.BOTH, sqlite=version_1.SQLITE, postgresql=version_1.POSTGRESQL),
     Migration(version=2, both=version_2.BOTH),
+    Migration(version=3),  # no other tables, but a row of run_events may hold several events: older ones cannot read it
 )
 
 

@@ -158,7 +158,8 @@ run_events = Table(
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
     Column("event", Text, nullable=False),
 )
-"""``event`` is the JSON of its frame, to the byte: valid UTF-8 without NUL, which JSON escapes."""
+"""``event`` is the JSON of its frame, to the byte: valid UTF-8 without NUL, which JSON escapes. Events that follow
+each other may share a row, one a line, under the last one's ``seq``; rows of schema version 2 have one each."""
 
 idempotency_keys = Table(
     "idempotency_keys",

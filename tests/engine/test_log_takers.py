@@ -27,7 +27,8 @@ class Reader:
         self.seen: list[tuple[str, list[int]]] = []
         self.bug: Exception | None = None
 
-    def take(self, entries: Sequence[LogEntry]) -> bool:
+    def take(self, entries: Sequence[LogEntry], now: float) -> bool:
+        assert now <= trio.current_time()
         if self.bug is not None:
             raise self.bug
         if self.taking:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from engine import Error, GenerationComplete, Usage
 from engine.events import AgentStarted, Event, TerminalEvent, TextDelta, ToolCallDelta, ToolCallStart, UsageUpdate
@@ -15,6 +16,7 @@ from server.store.run_events import (
     PAGE_CHARS,
     PAGE_EVENTS,
     RESERVED_SEQ,
+    ROW_CHARS,
     SWEPT_RUNS,
     NewEvents,
     Progress,
@@ -72,6 +74,48 @@ async def test_events_are_kept_to_the_byte_and_once(database: Database) -> None:
     run = await database.read(find_run, "run")
     assert run is not None
     assert (run.reserved_seq, run.terminal_seq) == (RESERVED_SEQ, 3)
+
+
+async def rows_of(database: Database, run_id: str) -> list[tuple[int, str]]:
+    wanted = text("SELECT seq, event FROM run_events WHERE run_id = :run_id ORDER BY seq")
+    return [(seq, event) for seq, event in await database.read(lambda c: c.execute(wanted, {"run_id": run_id}).all())]
+
+
+async def test_what_a_batch_brings_of_a_run_is_a_row(database: Database) -> None:
+    await begin(database, "run")
+    large = "x" * ROW_CHARS
+    events = [(1, HARD), (2, "{}"), (3, large), (4, "[]"), (7, "{}"), (8, "{}")]
+    assert await database.write(add_events, [NewEvents("run", events)]) == 6
+    assert await rows_of(database, "run") == [(2, f"{HARD}\n{{}}"), (3, large), (4, "[]"), (8, "{}\n{}")]
+    assert await read_all(database, "run") == events
+    assert await database.read(page_of_events, "run", 1) == events[1:]
+    for seq, event in events:
+        assert await database.read(event_of, "run", seq) == event
+    for unknown in (5, 6, 9):
+        assert await database.read(event_of, "run", unknown) is None
+
+
+@pytest.mark.parametrize("again", [1, 2, 3, 5])
+async def test_a_batch_that_is_written_again_may_be_cut_elsewhere(again: int, database: Database) -> None:
+    """The first try was kept, and its answer lost; the second begins at the same event, and ends at another."""
+    await begin(database, "run")
+    events = [(seq, f"[{seq}]") for seq in range(1, 7)]
+    for some in (events[:3], events[:again], events[again:]):
+        await database.write(add_events, [NewEvents("run", some)])
+    assert await read_all(database, "run") == events
+    assert [await database.read(page_of_events, "run", after) for after, _ in events] == [
+        events[after:] for after, _ in events
+    ]
+
+
+async def test_rows_of_an_older_lumos_are_read(database: Database) -> None:
+    await begin(database, "run")
+    old = text("INSERT INTO run_events (run_id, seq, event) VALUES ('run', :seq, :event)")
+    events = [(1, HARD), (2, "{}"), (3, "[]"), (4, "{}")]
+    for seq, event in events[:2]:
+        await database.write(lambda c, *row: c.execute(old, dict(zip(("seq", "event"), row, strict=True))), seq, event)
+    await database.write(add_events, [NewEvents("run", events[2:])])
+    assert await read_all(database, "run") == events
 
 
 async def test_many_runs_go_into_one_batch_and_unknown_ones_are_left_out(database: Database) -> None:
