@@ -155,10 +155,13 @@ def base_url(listener: SocketListener) -> str:
 
 
 def _tune_garbage_collector() -> None:
-    """What start-up made stays; collect seldom (with 1,000 tasks alive a wake-up took 50 µs before, 18 after)."""
-    gc.collect()
+    """What start-up made stays; collect seldom (with 1,000 tasks alive a wake-up took 50 µs before, 18 after).
+
+    Nothing is collected first: of 170,000 objects that takes 45 ms, and frees 3,000.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 def _leave_within(leaving: ExitStack, seconds: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from sqlalchemy import BindParameter, Column, Connection, Delete, Insert, Select, Update, bindparam, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 Values: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Sequence[Any]
@@ -66,6 +66,8 @@ class Prepared:
 
     def _built(self) -> Statement:
         if self._on_postgresql is None:
+            from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - as in schema.py
+
             self._on_postgresql = self._make(postgresql.insert)
         return self._on_postgresql
 
