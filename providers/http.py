@@ -25,7 +25,7 @@ from engine.errors import ProviderError, ProviderErrorCode
 from engine.pieces import Emit, Piece, RequestSentPiece
 
 from .connection import ResponseBody
-from .network import Connect, TcpConnect, default_ssl_context
+from .network import Connect, TcpConnect, Trust
 from .proxy import ProxyConnect
 from .transport import Prepared, TrioTransport
 from .vendor_errors import error_from_response
@@ -176,16 +176,16 @@ def open_client(connect: Connect | None = None, environment: Mapping[str, str] |
 
     It goes through the proxies that ``environment`` names, which is read here and never again; see ``providers.proxy``.
     No timeouts (the run's scopes set deadlines), no redirects (a key must not follow one), no compression (it would
-    hold tokens back), no cookies (all users' requests share the client). Unless ``connect`` is given this takes 25 ms
-    to read the trusted certificates, which the first request would take otherwise, and every other run with it.
+    hold tokens back), no cookies (all users' requests share the client). The trusted certificates are read for the
+    first https server; see ``network.Trust``.
 
     Raises:
         NetworkConfigError: the environment names no usable proxy, or ``SSL_CERT_FILE`` no certificates.
     """
-    ssl_context = default_ssl_context() if connect is None else None
-    connect = connect or TcpConnect(ssl_context)
+    trust = Trust()
+    connect = connect or TcpConnect(trust)
     if environment is not None:
-        connect = ProxyConnect(environment, connect, ssl_context)
+        connect = ProxyConnect(environment, connect, trust)
     return _ModelClient(
         TrioTransport(connect),
         timeout=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable
 from typing import Protocol
@@ -10,6 +11,8 @@ import httpx
 import trio
 
 from .tcp import TcpStream
+
+_CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 READ_BYTES = 65_536
 """The most that one socket read takes: what it brings is handed on as one chunk."""
@@ -56,22 +59,50 @@ def is_readable(stream: trio.abc.Stream) -> bool:
 class TcpConnect:
     """The default ``Connect``: TCP by happy eyeballs without Nagle's delay, TLS verified against ``host`` for https.
 
-    Without an ``ssl_context`` it makes the default one. Resolving a name takes a thread of trio's default limiter.
+    Without an ``ssl_context`` it trusts as ``Trust()`` does. Resolving a name takes a thread of trio's default limiter.
     """
 
-    def __init__(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        self._ssl_context = ssl_context or default_ssl_context()
+    def __init__(self, ssl_context: ssl.SSLContext | Trust | None = None) -> None:
+        self._trust = Trust.of(ssl_context)
 
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open."""
+        context = await self._trust.context() if tls else None
         stream = TcpStream(await trio.open_tcp_stream(host, port))
-        return await open_tls(stream, self._ssl_context, host) if tls else stream
+        return await open_tls(stream, context, host) if context else stream
+
+
+class Trust:
+    """Whom to trust: an SSL context, or the default one, which is made for the first https server, in a thread.
+
+    That takes 25 ms, which neither start-up nor other streams are to wait for.
+
+    Raises:
+        NetworkConfigError: ``SSL_CERT_FILE`` is no file of certificates; what the environment names is read at once.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        if context is None and _CERTIFICATES & os.environ.keys():
+            context = default_ssl_context()
+        self._context = context
+        self._making = trio.Lock()
+
+    @classmethod
+    def of(cls, context: ssl.SSLContext | Trust | None) -> Trust:
+        """What is shared already, or a new one."""
+        return context if isinstance(context, Trust) else cls(context)
+
+    async def context(self) -> ssl.SSLContext:
+        """It, once it is there."""
+        if self._context is None:
+            async with self._making:
+                if self._context is None:
+                    self._context = await trio.to_thread.run_sync(default_ssl_context, abandon_on_cancel=True)
+        return self._context
 
 
 def default_ssl_context() -> ssl.SSLContext:
     """Trusts ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` where set, else certifi's bundle; offers HTTP/1.1 only.
-
-    Parsing the bundle takes 23 ms: for start-up, not for the first request.
 
     Raises:
         NetworkConfigError: ``SSL_CERT_FILE`` is no file of certificates.

@@ -29,7 +29,7 @@ import httpx
 import trio
 
 from .connection import Connection
-from .network import Connect, NetworkConfigError, default_ssl_context, is_readable, open_tls
+from .network import Connect, NetworkConfigError, Trust, is_readable, open_tls
 
 _VARIABLES = {
     "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
@@ -43,20 +43,20 @@ _HOST_AND_PORT = re.compile(r"(\[.+\]|[^:]+):([0-9]{1,5})")
 class ProxyConnect:
     """A ``Connect`` that goes through the proxies of ``environment``, by ``inner``, and past them by ``inner`` alone.
 
-    The environment is read here and never again. Without an ``ssl_context`` for what is in the tunnels it makes the
-    default one.
+    The environment is read here and never again. What is in the tunnels is trusted by ``ssl_context``, or as
+    ``Trust()`` does.
 
     Raises:
         NetworkConfigError: a variable names no http or https proxy, or a SOCKS proxy.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], inner: Connect, ssl_context: ssl.SSLContext | None = None
+        self, environment: Mapping[str, str], inner: Connect, ssl_context: ssl.SSLContext | Trust | None = None
     ) -> None:
         self._inner = inner
         self._bypass = Bypass(_first_set(environment, _BYPASS)[1])
         self._proxies = {scheme: proxy for scheme in _VARIABLES if (proxy := _find_proxy(environment, scheme))}
-        self._ssl_context = ssl_context or default_ssl_context()
+        self._trust = Trust.of(ssl_context)
 
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open.
@@ -67,15 +67,16 @@ class ProxyConnect:
         proxy = self._proxies.get("https" if tls else "http")
         if proxy is None or self._bypass.covers(host, port):
             return await self._inner(host, port, tls)
+        context = await self._trust.context() if tls else None
         stream = await self._reach(proxy)
-        if not tls:
+        if context is None:
             return ForwardingStream(stream, proxy, _authority(host, port, default_port=80))
         try:
             received = await _open_tunnel(stream, proxy, _authority(host, port))
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        return await open_tls(stream, self._ssl_context, host, received)
+        return await open_tls(stream, context, host, received)
 
     async def _reach(self, proxy: Proxy) -> trio.abc.Stream:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import io
 import os
 import sys
@@ -111,6 +112,14 @@ def main() -> None:
 @option("--max-connections", default=10_000, show_default=True, type=_AT_LEAST_ONE, help="Connections at once.")
 def serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     """Serve agents over HTTP, until SIGTERM or Ctrl-C."""
+    gc.disable()  # nearly all that the imports make stays; ``collect_seldom`` turns it on again
+    try:
+        _serve(host, port, log_level, agents, **options)
+    finally:
+        gc.enable()
+
+
+def _serve(host: str, port: int, log_level: str, agents: Path | None, **options: Any) -> None:
     from .admission import AdmissionLimits
     from .compose import ServerSettings, run_server
     from .logs import configure_logging

@@ -17,6 +17,7 @@ from providers.vendors import ALIASES, VENDORS
 from providers.wire import Endpoint
 
 from .compose import base_url
+from .garbage import collect_seldom
 from .serving import ServingLimits, serve
 from .sockets import listen_tcp
 from .terminal import interruptible
@@ -54,6 +55,7 @@ async def serve_vendors(recording: Recording | None, providers: Collection[str],
     """
     listeners = listen_tcp(host, port)
     app = create_vendor_app(recording, providers)
+    collect_seldom()  # 40 ms of a collection are 40 ms that every stream's events are late
     with interruptible():
         _announce(base_url(listeners[0]), next(iter(providers)), recording)
         await serve(app, listeners, trio.Event(), _AT_ONCE)

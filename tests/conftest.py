@@ -34,6 +34,7 @@ OF_PROCESSES = (
     "server/test_killed_server.py",
     "server/test_nginx.py",
     "server/test_serve_otel.py",
+    "server/test_start_modules.py",
     "server/test_two_workers.py",
     "server/test_vendor_session.py",
     "server/test_workers.py",

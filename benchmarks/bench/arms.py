@@ -222,7 +222,13 @@ def _launch(arm: Arm, order: Order) -> Launch:
 
 @contextmanager
 def started(
-    arm: Arm, upstream: str, models: Sequence[str], *, core: int | None = None, start_seconds: float = START_SECONDS
+    arm: Arm,
+    upstream: str,
+    models: Sequence[str],
+    *,
+    core: int | None = None,
+    first: bool = False,
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[RunningArm]:
     """The arm's server, ready, until the end of the block; a folder of its own goes with it.
 
@@ -230,7 +236,7 @@ def started(
         arm: which.
         upstream: its base URL, with ``/v1``.
         models: the upstream's names that it will be asked for.
-        core: the CPU that it is bound to; None for all.
+        core, first: as ``process.running`` has them.
         start_seconds: what it may take to be ready.
 
     Raises:
@@ -241,7 +247,7 @@ def started(
         order = Order(upstream, free_port(), tuple(models), Path(folder))
         launch = _launch(arm, order)
         run = partial(running, launch.command, launch.environment, port=order.port, ready_path=arm.ready_path)
-        with run(folder=order.folder, core=core, start_seconds=start_seconds) as process:
+        with run(folder=order.folder, core=core, first=first, start_seconds=start_seconds) as process:
             yield RunningArm(arm, process, launch.headers)
 
 

@@ -22,6 +22,9 @@ MOST_RUNS = 5_000
 AGENT_PREFIX = "agent-"
 """Of the id of the Lumos agent that has tools, before the model's name."""
 
+ABSENT = Path(__file__).with_name("absent")
+"""What a checkout for development has and an installed Lumos has not."""
+
 _KEY_VARIABLE = "BENCH_UPSTREAM_KEY"
 _KEY = re.compile(r"lumos_[A-Za-z0-9]+_[A-Za-z0-9_-]{43}")
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TMPDIR")
@@ -77,7 +80,8 @@ def launch_lumos(order: Order) -> Launch:
         RuntimeError: no key could be made.
     """
     lumos = str(Path(sysconfig.get_path("scripts")) / "lumos")
-    environment = _environment(order.folder, {_KEY_VARIABLE: UPSTREAM_KEY, "PYTHONPATH": str(ROOT)})
+    path = os.pathsep.join([str(ROOT), str(ABSENT)])
+    environment = _environment(order.folder, {_KEY_VARIABLE: UPSTREAM_KEY, "PYTHONPATH": path})
     agents = order.folder / "agents.toml"
     agents.write_text("".join(_agents(model, order.upstream) for model in order.models))
     database = f"sqlite:///{order.folder / 'lumos.db'}"

@@ -22,15 +22,17 @@ class Cores(msgspec.Struct, frozen=True):
     arm: int | None
     instruments: int | None
     """Of upstream, client and whoever drives them."""
+    first: bool = False
+    """The arm runs before whatever else there is, as upstream and client do."""
 
 
-def cores() -> Cores:
+def cores(*, first: bool = False) -> Cores:
     """The arm gets one of its own where there are two."""
     allowed = sorted(os.sched_getaffinity(0))
-    return Cores(allowed[1], allowed[0]) if len(allowed) > 1 else Cores(None, None)
+    return Cores(allowed[1], allowed[0], first) if len(allowed) > 1 else Cores(None, None, first)
 
 
-def environment() -> Environment:
+def environment(cores: Cores) -> Environment:
     """What a result says of where it was measured."""
     return Environment(
         cpu=_cpu(),
@@ -38,6 +40,7 @@ def environment() -> Environment:
         kernel=platform.release(),
         python=platform.python_version(),
         versions={name: version(name) for name in PACKAGES},
+        first=cores.first,
     )
 
 

@@ -134,6 +134,7 @@ def running(
     ready_path: str,
     folder: Path,
     core: int | None = None,
+    first: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> Iterator[ServerProcess]:
     """The server, ready, until the end of the block.
@@ -145,6 +146,7 @@ def running(
         ready_path: what answers 200 once it is ready; "" if taking connections is all that there is to see.
         folder: is there already; the server runs in it and its log, ``log``, is put there.
         core: the CPU that it is bound to; None for all.
+        first: it runs before whatever else there is, if the system allows that.
         start_seconds: what it may take to be ready.
 
     Raises:
@@ -152,7 +154,7 @@ def running(
     """
     log = folder / "log"
     began = time.monotonic()
-    with log.open("ab") as output, on_core(core):
+    with log.open("ab") as output, on_core(core), before_others(first):
         process = subprocess.Popen(
             command,
             env=dict(environment),
@@ -183,6 +185,19 @@ def on_core(core: int | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def before_others(first: bool) -> Iterator[None]:
+    """With ``first``, have this thread run before others for the length of the block, inherited as by ``on_core``."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        with suppress(PermissionError):
+            if first:
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def free_port() -> int:

@@ -46,7 +46,8 @@ def _head(result: Result) -> str:
     rows = [[arm.title, ", ".join(f"{name} {number}" for name, number in arm.versions.items())] for arm in result.arms]
     return (
         f"<h1>Lumos and its peers</h1><p>{escape(env.cpu)}, {env.cpus} CPUs, Linux {escape(env.kernel)}, Python "
-        f"{escape(env.python)}; commit {escape(result.git)}; {result.rounds()}, all arms in each. Medians over rounds; "
+        f"{escape(env.python)}; commit {escape(result.git)}; {result.rounds()}, all arms in each"
+        f"{', and each before whatever else ran on its core' * env.first}. Medians over rounds; "
         "lines show the least and the most of them. Axes are logarithmic.</p>"
         f"<details><summary>Arms and versions</summary>{_table(['arm', 'versions'], rows)}</details>"
     )

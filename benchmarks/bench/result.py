@@ -20,6 +20,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     versions: dict[str, str]
     """Of our own packages; the arms' are with the arms."""
+    first: bool = False
+    """Arms ran before whatever else there was."""
 
 
 class Lateness(msgspec.Struct, frozen=True):

@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     special: Sequence[str]
     rounds: int
     full: bool
+    first: bool = False
 
 
 class Screen:
@@ -129,7 +130,8 @@ class Runner:
             self._screen.say(f"round {number + 1}/{self._plan.rounds} {arm.name}: {took:.1f} s{tail}")
 
     def _arm(self, arm: Arm, number: int) -> None:
-        with started(arm, self._upstream.base_url, (MODEL,), core=self._cores.arm) as running:
+        cores = self._cores
+        with started(arm, self._upstream.base_url, (MODEL,), core=cores.arm, first=cores.first) as running:
             self.trials.append(start_trial(arm, running, number, imports=START in self._plan.special))
             warm_up(self._place("warm-up", 0), running, _WARM_UP_TAG)
             tag = 0
@@ -149,7 +151,7 @@ class Runner:
                         break
         if arm.name == OURS and REPLAY in self._plan.special:
             place = self._place(REPLAY, 100)
-            self.trials.append(replay_trial(place, number, core=self._cores.arm))
+            self.trials.append(replay_trial(place, number, core=cores.arm, first=cores.first))
 
     def _place(self, what: str, streams: int) -> Place:
         return Place(self._upstream, self._cores.instruments, self._screen.progress(what, streams))
@@ -191,7 +193,7 @@ def told(arm: Arm) -> ArmTold:
 
 def run(plan: Plan, out: Path, screen: Screen) -> Result:
     """All of it; result and report are written after each round, so that what is there is not lost."""
-    cores = machine.cores()
+    cores = machine.cores(first=plan.first)
     make_environments(plan.arms, screen)
     with on_core(cores.instruments), running_upstream(cpu=cores.instruments) as upstream:
         runner = Runner(plan, upstream, screen, cores)
@@ -199,7 +201,7 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
         result = Result(
             seed=SEED,
             git=machine.git(),
-            env=machine.environment(),
+            env=machine.environment(cores),
             calibration=Calibrations(all(check.valid for check in runner.checks), runner.checks),
             arms=[told(arm) for arm in plan.arms],
         )
@@ -212,7 +214,7 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
     return result
 
 
-def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool) -> Plan:
+def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool, first: bool = False) -> Plan:
     """What the options ask for. Raises ``click.UsageError`` for a name that is none."""
     names = [name for name in workloads.split(",") if name]
     try:
@@ -221,20 +223,22 @@ def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool) -> Pla
     except KeyError as error:
         raise click.UsageError(error.args[0]) from error
     special = [name for name in (START, REPLAY) if name in names or (full and not names)]
-    return Plan(arms=chosen, workloads=found, special=special, rounds=rounds or (7 if full else 3), full=full)
+    rounds = rounds or (7 if full else 3)
+    return Plan(arms=chosen, workloads=found, special=special, rounds=rounds, full=full, first=first)
 
 
 @click.command()
 @click.option("--full", is_flag=True, help="All workloads, long, 7 rounds; hours.")
 @click.option("--arms", default="", help="Names, with commas between; all but the optional ones by default.")
 @click.option("--workloads", default="", help="Names, with commas between; those of the form by default.")
+@click.option("--first", is_flag=True, help="Arms run before other processes too: for a machine that others use.")
 @click.option("--rounds", type=click.IntRange(1), help="3, or 7 in full.")
 @click.option(
     "--out", default="build/bench/result.json", type=click.Path(path_type=Path), help="Where the result goes."
 )
-def main(full: bool, arms: str, workloads: str, rounds: int | None, out: Path) -> None:
+def main(full: bool, arms: str, workloads: str, first: bool, rounds: int | None, out: Path) -> None:
     """Measure, and write result and report."""
-    plan = plan_of(arms, workloads, rounds, full=full)
+    plan = plan_of(arms, workloads, rounds, full=full, first=first)
     for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends it ends its servers too, in the background as well
         signal.signal(number, signal.default_int_handler)
     result = run(plan, out, Screen())

@@ -222,7 +222,7 @@ _STREAMED = (metrics.first_times, metrics.lateness, metrics.cost, metrics.steady
 _CANCELLED = (metrics.cancels, metrics.cost)
 _AFTER_THREE = Read(close_after_events=3)
 _BEFORE_HEADERS = Read(close_after_s=0.5)
-_NOT_READING = Read(stop_after_events=1, close_after_s=0.2)
+_NOT_READING = Read(stop_after_events=1, close_after_s=2)
 _OURS_AND_FLOOR = ("lumos", "floor")
 
 WORKLOADS = (
@@ -347,8 +347,8 @@ WORKLOADS = (
         about="the client reads no more, then closes; its sockets are full",
         measures=_CANCELLED,
         when_named=True,
-        short=(_closing(10, "flood-60000", _NOT_READING, per_second=5, receive_buffer=4_096),),
-        full=(_closing(2_000, "flood-60000", _NOT_READING, per_second=10, receive_buffer=4_096),),
+        short=(_closing(10, "stalled-60000", _NOT_READING, per_second=2, receive_buffer=4_096),),
+        full=(_closing(60, "stalled-60000", _NOT_READING, per_second=2, receive_buffer=4_096),),
     ),
 )
 """In the order that they are run in: memory on a young server, what may leave something behind at the end."""

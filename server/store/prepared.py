@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from .connecting import driver_of
 
@@ -88,6 +88,8 @@ class Prepared:
 
     def _built(self) -> Statement:
         if self._on_postgresql is None:
+            from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - as in schema.py
+
             self._on_postgresql = self._make(postgresql.insert)
         return self._on_postgresql
 

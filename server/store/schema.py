@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -29,9 +29,12 @@ from sqlalchemy import (
     TypeDecorator,
     and_,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from .rows import Scope
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_PAGE = 1_000_000_000
@@ -264,7 +267,11 @@ def owner_values(scope: Scope) -> dict[str, Any]:
 
 def insert_into(c: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """The database's own INSERT, which has the same ``on_conflict_…`` methods for both."""
-    return postgresql.insert(table) if c.dialect.name == "postgresql" else sqlite.insert(table)
+    if c.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - 20 ms that SQLite needs none of
+
+    return postgresql.insert(table)
 
 
 def add_row(c: Connection, table: Table, values: Mapping[str, Any]) -> RowMapping | None:

@@ -19,7 +19,8 @@ import trio.lowlevel
 from trio.testing import MockClock, memory_stream_pair
 
 from providers.http import open_client
-from providers.network import NetworkConfigError, TcpConnect, TlsStream
+from providers.network import NetworkConfigError, TcpConnect, TlsStream, Trust
+from providers.proxy import ProxyConnect
 from providers.transport import TrioTransport
 
 from .certificates import Certificate
@@ -351,6 +352,29 @@ async def test_certificates_that_cannot_be_read_are_an_error_at_once(
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     with pytest.raises(NetworkConfigError, match="SSL_CERT_FILE"):
         open_client()
+
+
+async def test_certificates_are_read_once_and_for_the_first_https_server_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    made: list[ssl.SSLContext] = []
+
+    def make() -> ssl.SSLContext:
+        made.append(ssl.create_default_context())
+        return made[-1]
+
+    monkeypatch.setattr("providers.network.default_ssl_context", make)
+    trust = Trust()
+    ProxyConnect({}, TcpConnect(trust), trust)
+    assert made == []
+    with trio.move_on_after(0):
+        await trust.context()  # who leaves meanwhile keeps nobody from having them
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(trust.context)
+    context = await trust.context()
+    assert context is made[-1]
+    assert len(made) <= 2
 
 
 async def test_cancelling_a_handshake_closes_the_socket(nursery: trio.Nursery, certificate: Certificate) -> None:

@@ -1,13 +1,15 @@
-# mypy: disable-error-code="import-not-found"
+# mypy: disable-error-code="import-not-found,untyped-decorator"
 """What the peers' servers have in common: their settings, their request and reply, and how they are run."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
 
 import orjson
 import uvicorn
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
@@ -34,6 +36,10 @@ class Chat(BaseModel):
     message: str
     model: str
     session_id: str = ""
+
+
+Frames: TypeAlias = Callable[[Chat], AsyncIterator[bytes]]
+"""Answers a request, event by event."""
 
 
 def completion_request(chat: Chat) -> dict[str, Any]:
@@ -71,12 +77,29 @@ class Reframer:
         return choices[0]["delta"].get("content") if choices else None
 
 
-def stream(frames: Any) -> StreamingResponse:
-    """The reply; Starlette cancels the iteration when the client leaves."""
+def add_routes(app: FastAPI, answer: Frames, run_agent: Frames | None = None) -> None:
+    """``/chat``, ``/health`` and, with ``run_agent``, ``/agent``; Starlette cancels what a leaving client was told."""
+
+    @app.post("/chat")
+    async def chat(body: Chat) -> StreamingResponse:
+        return _stream(answer(body))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    if run_agent is not None:
+
+        @app.post("/agent")
+        async def agent(body: Chat) -> StreamingResponse:
+            return _stream(run_agent(body))
+
+
+def _stream(frames: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
 
 
-def run(app: Any) -> None:
+def run(app: FastAPI) -> None:
     """Serve on 127.0.0.1:$PORT until SIGTERM, as ``uvicorn[standard]`` does in production, without an access log."""
     uvicorn.run(
         app,

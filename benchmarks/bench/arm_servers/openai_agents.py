@@ -1,11 +1,11 @@
-# mypy: disable-error-code="import-not-found,untyped-decorator"
+# mypy: disable-error-code="import-not-found"
 """The OpenAI Agents SDK behind FastAPI: ``Runner.run_streamed``, without its tracing, which uploads to OpenAI."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 
 from agents import (
     Agent,
@@ -17,10 +17,9 @@ from agents import (
     set_tracing_disabled,
 )
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 from openai.types.responses import ResponseTextDeltaEvent
 
-from .common import DONE, Chat, frame, run, stream
+from .common import DONE, Chat, add_routes, frame, run
 from .openai_client import open_client
 from .tools import calculator, current_time
 
@@ -58,7 +57,8 @@ def session_named(name: str) -> SQLiteSession | None:
     return sessions[name]
 
 
-async def answer(agent: Agent, chat: Chat) -> AsyncIterator[bytes]:
+async def answer(chat: Chat, *, with_tools: bool) -> AsyncIterator[bytes]:
+    agent = agent_for(chat.model, with_tools)
     result = Runner.run_streamed(agent, chat.message, session=session_named(chat.session_id))
     try:
         async for event in result.stream_events():
@@ -70,19 +70,7 @@ async def answer(agent: Agent, chat: Chat) -> AsyncIterator[bytes]:
             result.cancel()  # the run is a task of its own, which a client that leaves does not end
 
 
-@app.post("/chat")
-async def chat(body: Chat) -> StreamingResponse:
-    return stream(answer(agent_for(body.model, False), body))
-
-
-@app.post("/agent")
-async def agent(body: Chat) -> StreamingResponse:
-    return stream(answer(agent_for(body.model, True), body))
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+add_routes(app, partial(answer, with_tools=False), partial(answer, with_tools=True))
 
 
 if __name__ == "__main__":

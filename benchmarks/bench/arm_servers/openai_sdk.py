@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-not-found,untyped-decorator"
+# mypy: disable-error-code="import-not-found"
 """FastAPI and the openai SDK: a stream of chunks turned into events; and an agent's loop written by hand (W11)."""
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 
-from .common import DONE, Chat, completion_request, frame, run, stream
+from .common import DONE, Chat, add_routes, completion_request, frame, run
 from .openai_client import open_client
 from .tools import calculator, current_time
 
@@ -101,19 +100,7 @@ async def run_agent(chat: Chat) -> AsyncIterator[bytes]:
     yield DONE
 
 
-@app.post("/chat")
-async def chat(body: Chat) -> StreamingResponse:
-    return stream(answer(body))
-
-
-@app.post("/agent")
-async def agent(body: Chat) -> StreamingResponse:
-    return stream(run_agent(body))
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+add_routes(app, answer, run_agent)
 
 
 if __name__ == "__main__":

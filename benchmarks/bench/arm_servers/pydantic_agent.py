@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-not-found,untyped-decorator"
+# mypy: disable-error-code="import-not-found"
 """pydantic-ai behind FastAPI: ``run_stream`` for a chat, ``run_stream_events`` for an agent with tools (W11).
 
 ``debounce_by=None``: every delta as it comes, as the other arms. The default gathers them for 0.1 s.
@@ -12,12 +12,11 @@ from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 from pydantic_ai import Agent, AgentRunResultEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from .common import DONE, Chat, frame, run, stream
+from .common import DONE, Chat, add_routes, frame, run
 from .openai_client import open_client
 from .tools import calculator, current_time
 
@@ -66,19 +65,7 @@ async def run_agent(chat: Chat) -> AsyncIterator[bytes]:
     yield DONE
 
 
-@app.post("/chat")
-async def chat(body: Chat) -> StreamingResponse:
-    return stream(answer(body))
-
-
-@app.post("/agent")
-async def agent(body: Chat) -> StreamingResponse:
-    return stream(run_agent(body))
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+add_routes(app, answer, run_agent)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-not-found,untyped-decorator"
+# mypy: disable-error-code="import-not-found"
 """A relay as a good engineer writes it with FastAPI and aiohttp's client: one session, a write for each read."""
 
 from __future__ import annotations
@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
 
 from .common import (
     API_KEY,
@@ -18,9 +17,9 @@ from .common import (
     UPSTREAM,
     Chat,
     Reframer,
+    add_routes,
     completion_request,
     run,
-    stream,
 )
 
 
@@ -37,8 +36,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-async def answer(session: aiohttp.ClientSession, chat: Chat) -> AsyncIterator[bytes]:
+async def answer(chat: Chat) -> AsyncIterator[bytes]:
     reframer = Reframer()
+    session: aiohttp.ClientSession = app.state.session
     async with session.post(f"{UPSTREAM}/chat/completions", json=completion_request(chat)) as response:
         response.raise_for_status()
         async for chunk in response.content.iter_any():
@@ -47,14 +47,7 @@ async def answer(session: aiohttp.ClientSession, chat: Chat) -> AsyncIterator[by
     yield DONE
 
 
-@app.post("/chat")
-async def chat(body: Chat, request: Request) -> StreamingResponse:
-    return stream(answer(request.app.state.session, body))
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+add_routes(app, answer)
 
 
 if __name__ == "__main__":

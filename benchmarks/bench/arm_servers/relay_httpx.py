@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-not-found,untyped-decorator"
+# mypy: disable-error-code="import-not-found"
 """A relay as a good engineer writes it with FastAPI and httpx: one client, raw chunks, no per-event objects."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 
 from .common import (
     API_KEY,
@@ -20,9 +19,9 @@ from .common import (
     UPSTREAM,
     Chat,
     Reframer,
+    add_routes,
     completion_request,
     run,
-    stream,
 )
 
 client = httpx.AsyncClient(
@@ -53,14 +52,7 @@ async def answer(chat: Chat) -> AsyncIterator[bytes]:
     yield DONE
 
 
-@app.post("/chat")
-async def chat(body: Chat) -> StreamingResponse:
-    return stream(answer(body))
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+add_routes(app, answer)
 
 
 if __name__ == "__main__":
