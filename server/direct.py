@@ -139,52 +139,52 @@ class DirectAnswer:
     """One such request's answer, in a task of its own: ``run``.
 
     Attributes:
-        over: set at its end.
+        is_wanted: whether the client is still there.
+        over: set at its end; for who has something to do then.
     """
 
     def __init__(self, respond: Callable[[], Awaitable[Response]], connection: DirectConnection) -> None:
-        self.over = trio.Event()
+        self.is_wanted = True
+        self.over: trio.Event | None = None
         self._respond = respond
         self._connection = connection
-        self._life = trio.CancelScope()
         self._head_sent = self._whole = False
 
-    def break_off(self) -> None:
-        """The client is gone."""
-        self._life.cancel(reason="the client is gone")
-        self._head_sent = True  # nobody is there to be told anything
-
     async def run(self) -> None:
-        """Answer. What cancels this from outside is the end of serving: a client that still waits is told so."""
+        """Answer. A client that still waits when this is cancelled is told so: serving ends."""
         try:
-            with self._life:
-                await self._send(await self._respond())
+            await self._send()
         except* Exception:
             _logger.exception("an answer broke off")
         finally:
-            if not self._head_sent:
+            if self.is_wanted and not self._head_sent:
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                     await self._connection.write(_CUT_OFF)
-            self.over.set()
+            if self.over is not None:
+                self.over.set()
             self._connection.answered(whole=self._whole)
 
-    async def _send(self, response: Response) -> None:
-        """Send it: what is there already in one write with the head, the last part in one with the end."""
+    async def _send(self) -> None:
+        """Send it. Of a request and a response nothing stays in memory while their events come."""
+        response = await self._respond()
+        del self._respond
         body: Any = response.response
-        stream = body if isinstance(body, EventStreamBody) else None
+        in_chunks = isinstance(body, EventStreamBody)
+        head = _head(response, b"transfer-encoding: chunked\r\n" if in_chunks else b"")
+        del response
         with reading(body):
-            if stream is None:
+            if in_chunks:
+                await self._send_events(head, body)
+            else:
                 async with body as pieces:
                     content = b"".join([piece async for piece in pieces])
                 self._head_sent = True
-                await self._connection.write(_head(response) + content)
-            else:
-                await self._send_events(response, stream)
+                await self._connection.write(head + content)
             self._whole = True
 
-    async def _send_events(self, response: Response, stream: EventStreamBody) -> None:
+    async def _send_events(self, held: bytes, stream: EventStreamBody) -> None:
+        """What is there already goes out in one write with the head, the last part in one with the end."""
         stream.writer = self._connection
-        held = _head(response, b"transfer-encoding: chunked\r\n")
         self._head_sent = True
         if not stream.is_ready:
             await self._connection.write(held)

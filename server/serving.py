@@ -70,6 +70,19 @@ class ConnectionStream(Protocol):
         ...
 
 
+class _Tasks(TaskGroup):
+    """A connection's tasks."""
+
+    async def __aenter__(self) -> _Tasks:
+        await super().__aenter__()
+        return self
+
+    def cancel(self, reason: str) -> None:
+        """End them."""
+        assert self._nursery is not None, "it is entered"
+        self._nursery.cancel_scope.cancel(reason=reason)
+
+
 @dataclass(frozen=True)
 class Site:
     """What all connections serve: an app as Hypercorn calls it, and what they answer themselves."""
@@ -119,20 +132,22 @@ class Connection(TCPServer):
             self._reading.cancel(reason="serving has ended")
 
     async def _serve(self) -> None:
-        async with TaskGroup() as tasks:
+        async with _Tasks() as tasks:
             self._set_idle(True)
             with self._reading:
                 await self._read(tasks)
-            if self._answer is not None:
-                self._answer.break_off()
             if self.protocol is not None:
                 await self.protocol.handle(Closed())
+            if self._answer is not None:
+                self._answer.is_wanted = False
+                tasks.cancel("the client is gone")
 
-    async def _read(self, tasks: TaskGroup) -> None:
+    async def _read(self, tasks: _Tasks) -> None:
         """Answer what comes, or hand it to the protocol, to the client's end. One request waits for the one before."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := bytes(await self.stream.receive_some(MAX_RECV)):
                 if self._answer is not None:
+                    self._answer.over = trio.Event()
                     await self._answer.over.wait()
                 respond = None
                 if self._at_rest:
@@ -162,7 +177,7 @@ class Connection(TCPServer):
         states = {self.protocol.connection.our_state, self.protocol.connection.their_state}
         return states == {h11.IDLE} and not self.protocol.connection.trailing_data[0]
 
-    def _make_protocol(self, tasks: TaskGroup) -> Http11:
+    def _make_protocol(self, tasks: _Tasks) -> Http11:
         peer = self.stream.socket
         client = parse_socket_addr(peer.family, peer.getpeername())
         server = parse_socket_addr(peer.family, peer.getsockname())
