@@ -144,7 +144,7 @@ def connect_postgresql(url: URL, statement_timeout: float) -> Engine:
 
 def driver_of(c: Connection) -> sqlite3.Connection:
     """SQLite's own connection."""
-    connection: Any = c.connection.driver_connection
+    connection: Any = c.connection.dbapi_connection
     return connection  # type: ignore[no-any-return]
 
 

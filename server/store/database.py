@@ -120,8 +120,9 @@ class Database:
             await trio.lowlevel.checkpoint()
             return self._run(self._writing, change, *args)
         if self._grouped is not None:
+            changed = await self._grouped.write(lambda c: change(c, *args))
             self._changed.set()
-            return await self._grouped.write(lambda c: change(c, *args))
+            return changed
         return await trio.to_thread.run_sync(self._run, self._writing, change, *args, limiter=self._writers)
 
     async def keep_tidy(self) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 from sqlalchemy import Connection, Engine, func, insert, inspect, select, text
 
-from . import version_1, version_2
+from . import version_1, version_2, version_3
 from .errors import DatabaseError
 from .schema import schema_version
 from .times import time_text
@@ -55,7 +55,7 @@ _VERSION_TABLE = (
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(version=1, both=version_1.BOTH, sqlite=version_1.SQLITE, postgresql=version_1.POSTGRESQL),
     Migration(version=2, both=version_2.BOTH),
-    Migration(version=3),  # no other tables, but a row of run_events may hold several events: older ones cannot read it
+    Migration(version=3, both=version_3.BOTH),
 )
 
 

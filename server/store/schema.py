@@ -59,6 +59,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 def _json_or_none(value: Any) -> str | None:
     if value == []:  # most messages' images and calls
         return "[]"
+    if value == {}:  # most memories' metadata
+        return "{}"
     return None if value is None else _encode(value)
 
 

@@ -18,8 +18,8 @@ from server.store.database import Database
 from server.store.interrupted import interrupt_runs
 
 LATER = "2026-11-23T12:00:00.000000+00:00"
-POINTS_OF_FIRST_OPENING = 125
-POINTS_OF_TWO_TURNS = 60
+POINTS_OF_FIRST_OPENING = 140
+POINTS_OF_TWO_TURNS = 61
 RANDOM_KILLS = 20
 
 
