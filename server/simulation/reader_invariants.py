@@ -101,13 +101,12 @@ def statuses_are_known(_: Plan, seen: Observations) -> Iterator[str]:
     for response in seen.responses:
         if response.status and response.status not in STATUSES.get(response.what, {response.status}):
             yield f"{_name(response)} was answered {response.status}: {response.body[:200]!r}"
-        is_failed_run = (
-            b'"run_id"' in response.body
-        )  # an answer that was to come whole; when to ask again, nobody knows
+        whole = response.ending == "whole"
+        # An answer that was to come whole; when to ask again, nobody knows. Of one that was left, nobody knows which.
+        is_failed_run = b'"run_id"' in response.body or not whole
         is_raw = response.what == "hostile"  # bytes as they came, the head among them
         if response.status in {429, 503} and "retry-after" not in response.headers and not (is_failed_run or is_raw):
             yield f"{_name(response)} got {response.status} without Retry-After: {response.body[:200]!r}"
-        whole = response.ending == "whole"
         if response.status >= 400 and whole and response.what in STATUSES and not _is_refusal(response):
             yield f"{_name(response)} got {response.status} without a code: {response.body[:200]!r}"
 

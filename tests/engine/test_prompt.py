@@ -23,6 +23,8 @@ from engine import (
     RunOptions,
     StreamingConfig,
 )
+from engine.memory import AtHand
+from engine.trace import InMemoryTraces
 
 from .fake_guests import FakeMemory, WritingTraces, stubborn
 from .scripted import StepwiseProvider, agent_for, assert_ended_once, events_of, saying
@@ -242,6 +244,37 @@ async def test_a_read_that_cannot_be_cancelled_holds_neither_the_request_nor_the
 async def test_who_does_not_wait_goes_without_what_is_not_there(autojump_clock: MockClock) -> None:
     agent = agent_with(FakeMemory(history=HISTORY), wait=0, instructions="")
     assert await sent_by(agent) == [Message("user", "What now?")]
+
+
+@pytest.mark.parametrize(
+    ("known", "read"),
+    [
+        (AtHand(), ["history 10", "recall What now? 5", "working_memory"]),
+        (AtHand(history=(*HISTORY, Message("user", ""))), ["recall What now? 5", "working_memory"]),
+        (AtHand(memories=(*RECALLED, entry(" "))), ["history 10", "working_memory"]),
+        (AtHand(HISTORY, RECALLED), ["working_memory"]),
+    ],
+    ids=["nothing", "history", "memories", "both"],
+)
+async def test_what_is_at_hand_is_not_read(autojump_clock: MockClock, known: AtHand, read: list[str]) -> None:
+    memory, traces = FakeMemory(history=HISTORY, recalled=RECALLED, document=DOCUMENT), InMemoryTraces()
+    use = MemoryUse(memory=memory, at_hand=lambda: known)
+    agent = agent_for(StepwiseProvider(saying("x")), memories=lambda _: use, instructions="", trace=traces)
+    assert await sent_by(agent) == [
+        Message("system", f"{WORKING_SECTION}\n\n{MEMORIES_SECTION}"),
+        *HISTORY,
+        Message("user", "What now?"),
+    ]
+    asked = sorted(what for _, what in memory.seen if what != "save_turn")
+    assert asked == read
+    assert {span.name for span in traces.search(kind="memory")} == {"history", "memories", "working_memory"}
+
+
+async def test_a_run_that_has_all_at_hand_waits_for_nothing(autojump_clock: MockClock) -> None:
+    memory = FakeMemory(delays={"history": 9, "recall": 9})
+    use = MemoryUse(memory=memory, has_document=False, wait=0, at_hand=lambda: AtHand(HISTORY, RECALLED))
+    sent = await sent_by(agent_for(StepwiseProvider(saying("x")), memories=lambda _: use, instructions=""))
+    assert sent[1:3] == [*HISTORY]
 
 
 async def test_the_session_of_the_run_is_its_owners(autojump_clock: MockClock) -> None:

@@ -431,3 +431,44 @@ async def test_an_answer_without_content_is_an_answer(autojump_clock: MockClock)
 def test_a_chain_needs_a_link() -> None:
     with pytest.raises(ValueError, match="at least one"):
         FailoverProvider([])
+
+
+class Tasks(trio.abc.Instrument):
+    """Counts the tasks that are begun while it listens."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.begun += 1
+
+
+@pytest.mark.parametrize(
+    ("links", "hedge_after", "tasks"),
+    [(1, None, 0), (2, None, 0), (1, 1.0, 0), (2, 1.0, 2)],
+    ids=["a lone link", "a chain", "a lone link, hedged", "hedged"],
+)
+async def test_only_who_hedges_has_tasks_of_its_own(
+    autojump_clock: MockClock, links: int, hedge_after: float | None, tasks: int
+) -> None:
+    scripts = [fails("upstream.server"), answers(words=1)]
+    provider = chain(
+        *(Vendor(f"v{number}", list(scripts)) for number in range(links)),
+        policy=FailoverPolicy(first_backoff=0.25, hedge_after=hedge_after),
+    )
+    seen: list[Piece] = []
+    counted = Tasks()
+    trio.lowlevel.add_instrument(counted)
+    await provider.stream(ModelRequest((), "m"), seen.extend)
+    trio.lowlevel.remove_instrument(counted)
+    assert [piece.text for piece in seen if isinstance(piece, TextPiece)] == ["w0 "]
+    assert counted.begun == tasks
+
+
+async def test_a_bug_in_a_lone_attempt_is_the_callers_as_it_is(autojump_clock: MockClock) -> None:
+    class Buggy(Vendor):
+        async def stream(self, request: ModelRequest, emit: Emit) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await chain(Buggy("b", [])).stream(ModelRequest((), "m"), lambda _: None)

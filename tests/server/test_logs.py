@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -180,6 +181,25 @@ def test_in_a_terminal_a_line_is_text_and_a_traceback_has_no_values() -> None:
     assert '"event"' not in keyboard.shown
     assert SECRET not in keyboard.shown
     assert "my prompt" not in keyboard.shown
+
+
+ODD_VALUES = """
+logger.info("odd", half="\\ud83d", huge=1 << 70, thing=logging, keys={1: 2}, text="\u00e9\u2028")
+logger.exception("not caught")
+structlog.contextvars.bind_contextvars(worker="w1")
+logger.debug("not heard")
+logger.warning("bound")
+"""
+
+
+def test_what_json_cannot_say_is_described() -> None:
+    ended = subprocess.run(command(ODD_VALUES), cwd=ROOT, capture_output=True, check=True, timeout=30)
+    odd, exception, bound = map(json.loads, ended.stderr.splitlines())  # msgspec reads no half an emoji
+    assert (odd["huge"], odd["keys"], odd["text"]) == (1 << 70, {"1": 2}, "\u00e9\u2028")
+    assert odd["half"] == "\ud83d"
+    assert odd["thing"].startswith("<module 'logging'")
+    assert (exception["level"], bound["level"], bound["worker"]) == ("error", "warning", "w1")
+    assert all(len(line["timestamp"]) in (20, 27) and line["timestamp"].endswith("Z") for line in (odd, bound))
 
 
 # The turns of a run
