@@ -340,7 +340,7 @@ WORKLOADS = (
         about="the client closes after three events",
         measures=_CANCELLED,
         short=(_closing(40, "paced-20x200", _AFTER_THREE, per_second=40),),
-        full=(_closing(4_000, "paced-20x200", _AFTER_THREE),),
+        full=(_closing(800, "paced-20x200", _AFTER_THREE),),
     ),
     Workload(
         name="w6-silent",
@@ -349,7 +349,7 @@ WORKLOADS = (
         measures=_CANCELLED,
         when_named=True,
         short=(_closing(40, "silent", _BEFORE_HEADERS),),
-        full=(_closing(4_000, "silent", _BEFORE_HEADERS),),
+        full=(_closing(800, "silent", _BEFORE_HEADERS),),
     ),
     Workload(
         name="w6-stalled",

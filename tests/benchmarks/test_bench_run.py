@@ -15,7 +15,7 @@ from benchmarks.bench.arms import ARMS, Arm, find_arm, started
 from benchmarks.bench.calibration import Limits
 from benchmarks.bench.drive import running_upstream
 from benchmarks.bench.report import page
-from benchmarks.bench.result import load
+from benchmarks.bench.result import Trial, load
 from benchmarks.bench.run import Plan, Screen, plan_of, run
 from benchmarks.bench.trial import Place, do_trial, warm_up
 from benchmarks.bench.workloads import MODEL, Step, Workload, spread
@@ -57,6 +57,24 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     [ours] = [entry for entry in result.summary if (entry.arm, entry.metric) == ("lumos", "cpu_us_per_event")]
     assert ours.ratio_vs_floor is not None
     assert "the server ended" in page(result)
+
+
+def test_what_is_measured_is_kept_if_the_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, kept = tmp_path / "result.json", []
+
+    def interrupted(*_: object, **__: object) -> Trial:
+        kept.extend(load(out).trials)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.bench.run.do_trial", interrupted)
+    plan = Plan(arms=[find_arm("floor")], workloads=[TINY], special=[], rounds=2, full=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, out, Screen())
+    assert [(trial.arm, trial.workload) for trial in kept] == [("floor", "w8")]
+    result = load(out)
+    assert result.trials == kept
+    assert {entry.metric for entry in result.summary} == {"start_ms"}
+    assert (tmp_path / "report.html").exists()
 
 
 def test_options() -> None:
