@@ -28,12 +28,13 @@ TINY = Workload(
     short=(Step(n=5, script="paced-50x5", starts_s=spread(5, 0.1), limits=Limits(None, None, None)),),
 )
 ONE = Step(n=1, script="one", starts_s=[0.0] * 20, one_at_a_time=True)
-FLOOD = Step(n=20, script="flood-200", starts_s=[0.0] * 20)
+FLOOD = Step(n=5, script="flood-4000", starts_s=[0.0] * 5)
+"""Long answers: of W5's own, 200 events long, the request is nine tenths, which w1 guards."""
 
-GUARDED = {"w1": (ONE, 33.0), "w5": (FLOOD, 53.0)}
+GUARDED = {"w1": (ONE, 20.0), "w5": (FLOOD, 16.0)}
 """The step, and our CPU time by event as a multiple of the floor's, as last measured: lower it with each gain."""
 
-SLACK = 2.5
+SLACK = 2.0
 GUARD_ROUNDS = 3
 
 
@@ -100,7 +101,7 @@ def test_the_speed_does_not_rot() -> None:
     """Our CPU time against the floor's, of W1 and W5 in small.
 
     It does not flake: CPU times and no clock; the least of ours against the median of the floor's, so that whatever
-    else the machine does can only help; and 2.5 times what was measured.
+    else the machine does can only help; and twice what was measured.
     """
     costs: dict[tuple[str, str], list[float]] = defaultdict(list)
     with running_upstream() as upstream:
