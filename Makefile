@@ -63,7 +63,7 @@ mutate: $(VENV)/.dev ## break the code in many ways and see which test notices (
 bench: $(VENV)/.run ## against peers and floor, 5 to 10 minutes (ARGS="--arms lumos,floor --workloads w1,w5 --rounds 3")
 	@$(BIN)/python -m benchmarks.bench.run $(ARGS)
 
-bench-full: $(VENV)/.run ## all workloads, 7 long rounds: hours
+bench-full: $(VENV)/.run ## all workloads, 7 long rounds: ten hours; Ctrl-C keeps what is measured
 	@$(BIN)/python -m benchmarks.bench.run --full $(ARGS)
 
 bench-ttfb: $(VENV)/.run ## TTFB of streaming against waiting, over real sockets (ARGS="--agent demo-93s --rounds 1 --at-once")

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -88,12 +89,19 @@ class Screen:
 
 
 class Runner:
-    """One run; ``trials`` and ``checks`` fill as it goes."""
+    """One run; ``trials`` and ``checks`` fill as it goes.
+
+    Attributes:
+        keep: called after each trial.
+        whole: so many of the trials are of arms that have done all steps of their round.
+    """
 
     def __init__(self, plan: Plan, upstream: RunningUpstream, screen: Screen, cores: machine.Cores) -> None:
         self._plan, self._upstream, self._screen, self._cores = plan, upstream, screen, cores
         self.trials: list[Trial] = []
         self.checks: list[Calibration] = []
+        self.keep: Callable[[], None] = lambda: None
+        self.whole = 0
 
     def calibrate(self) -> None:
         """Every step that can be, once."""
@@ -124,6 +132,7 @@ class Runner:
                 self._arm(arm, number)
             except _FAILURES as error:
                 self._note_failure(arm, "start", 0, number, error)
+            self.whole = len(self.trials)
             bad = [trial for trial in self.trials[before:] if not trial.valid]
             tail = f"; NOT VALID: {', '.join(f'{t.workload} n={t.n}: {t.reason}' for t in bad)}" if bad else ""
             took = time.monotonic() - began
@@ -132,7 +141,7 @@ class Runner:
     def _arm(self, arm: Arm, number: int) -> None:
         cores = self._cores
         with started(arm, self._upstream.base_url, (MODEL,), core=cores.arm, first=cores.first) as running:
-            self.trials.append(start_trial(arm, running, number, imports=START in self._plan.special))
+            self._add(start_trial(arm, running, number, imports=START in self._plan.special))
             warm_up(self._place("warm-up", 0), running, _WARM_UP_TAG)
             tag = 0
             for workload in self._plan.workloads:
@@ -145,13 +154,13 @@ class Runner:
                     except _FAILURES as error:
                         trial = self._note_failure(arm, workload.name, step.n, number, error)
                     else:
-                        self.trials.append(self._gated(trial))
+                        self._add(self._gated(trial))
                     tag += FIRST_TAG_STEP
                     if workload.until_failing and trial.valid and not passing(trial):
                         break
         if arm.name == OURS and REPLAY in self._plan.special:
             place = self._place(REPLAY, 100)
-            self.trials.append(replay_trial(place, number, core=cores.arm, first=cores.first))
+            self._add(replay_trial(place, number, core=cores.arm, first=cores.first))
 
     def _place(self, what: str, streams: int) -> Place:
         return Place(self._upstream, self._cores.instruments, self._screen.progress(what, streams))
@@ -166,8 +175,12 @@ class Runner:
     def _note_failure(self, arm: Arm, workload: str, n: int, number: int, error: Exception) -> Trial:
         reason = f"{type(error).__name__}: {error}"[:500]
         trial = Trial(arm=arm.name, workload=workload, n=n, round=number, valid=False, reason=reason)
-        self.trials.append(trial)
+        self._add(trial)
         return trial
+
+    def _add(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.keep()
 
 
 def make_environments(arms: Sequence[Arm], screen: Screen) -> list[str]:
@@ -192,7 +205,11 @@ def told(arm: Arm) -> ArmTold:
 
 
 def run(plan: Plan, out: Path, screen: Screen) -> Result:
-    """All of it; result and report are written after each round, so that what is there is not lost."""
+    """All of it. What is measured is in the file after each trial; summary and report follow after each round.
+
+    Raises:
+        KeyboardInterrupt: as it was told; summary and report are of what there is by then.
+    """
     cores = machine.cores(first=plan.first)
     make_environments(plan.arms, screen)
     with on_core(cores.instruments), running_upstream(cpu=cores.instruments) as upstream:
@@ -205,13 +222,28 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
             calibration=Calibrations(all(check.valid for check in runner.checks), runner.checks),
             arms=[told(arm) for arm in plan.arms],
         )
-        for number in range(plan.rounds):
-            runner.round(number)
-            result.trials = [*runner.trials, *derived(runner.trials)]
-            result.summary = summarize(result.trials, seed=SEED)
-            save(result, out)
-            write_report(result, out.parent)
+        runner.keep = partial(_keep, result, runner, out)
+        try:
+            for number in range(plan.rounds):
+                runner.round(number)
+                _sum_up(result, runner, out)
+        except KeyboardInterrupt:
+            _sum_up(result, runner, out)
+            screen.say(f"interrupted; {len(runner.trials)} trials are in {out}")
+            raise
     return result
+
+
+def _keep(result: Result, runner: Runner, out: Path) -> None:
+    result.trials = runner.trials
+    save(result, out)
+
+
+def _sum_up(result: Result, runner: Runner, out: Path) -> None:
+    result.trials = [*runner.trials, *derived(runner.trials[: runner.whole])]
+    result.summary = summarize(result.trials, seed=SEED)
+    save(result, out)
+    write_report(result, out.parent)
 
 
 def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool, first: bool = False) -> Plan:

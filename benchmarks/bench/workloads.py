@@ -159,6 +159,12 @@ def _paced(n: int, seconds: float, *, rate: int = 20, ramp_s: float = 1, patienc
     return Step(n=n, script=script, starts_s=starts, patience_s=seconds + patience_s, limits=PACED)
 
 
+def _evenly(n: int, seconds: float) -> Step:
+    """2,000 events a second over n streams, all of them open so long; 40 start in a second, of which no arm is late."""
+    ramp_s = n / 40
+    return _paced(n, ramp_s + seconds, rate=2_000 // n, ramp_s=ramp_s)
+
+
 def _recorded(n: int, *, warm_s: float, seconds: float) -> Step:
     """So many recorded streams at once, new ones coming as old ones end; only the time after ``warm_s`` counts."""
     every = GPT4O_SECONDS / n
@@ -304,17 +310,21 @@ WORKLOADS = (
     Workload(
         name="flat-events",
         title="Longer runs",
-        about="ten streams of 10,000 events each, 500 a second: the last fifth to the first",
+        about="streams of 10,000 events each: the last fifth to the first",
         measures=(*_STREAMED, metrics.growth),
+        when_named=True,
+        short=(_paced(5, 10, rate=1_000, ramp_s=0.1),),
         full=(_paced(10, 20, rate=500, ramp_s=0.1),),
         only=_OURS_AND_FLOOR,
     ),
     Workload(
         name="flat-streams",
         title="More streams",
-        about="2,000 events a second in all, on 1, 10, 100 and 1,000 streams",
+        about="2,000 events a second in all, on 1 to 1,000 streams",
         measures=_STREAMED,
-        full=tuple(_paced(n, 15, rate=2_000 // n, ramp_s=min(5, n / 100)) for n in (1, 10, 100, 1_000)),
+        when_named=True,
+        short=tuple(_evenly(n, 6) for n in (10, 400)),
+        full=tuple(_evenly(n, 15) for n in (1, 10, 100, 1_000)),
         only=_OURS_AND_FLOOR,
     ),
     Workload(
@@ -330,7 +340,7 @@ WORKLOADS = (
         about="the client closes after three events",
         measures=_CANCELLED,
         short=(_closing(40, "paced-20x200", _AFTER_THREE, per_second=40),),
-        full=(_closing(4_000, "paced-20x200", _AFTER_THREE),),
+        full=(_closing(800, "paced-20x200", _AFTER_THREE),),
     ),
     Workload(
         name="w6-silent",
@@ -339,7 +349,7 @@ WORKLOADS = (
         measures=_CANCELLED,
         when_named=True,
         short=(_closing(40, "silent", _BEFORE_HEADERS),),
-        full=(_closing(4_000, "silent", _BEFORE_HEADERS),),
+        full=(_closing(800, "silent", _BEFORE_HEADERS),),
     ),
     Workload(
         name="w6-stalled",

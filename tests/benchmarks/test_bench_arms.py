@@ -20,6 +20,7 @@ from benchmarks.bench.arms import ARMS, Arm, find_arm, started
 from benchmarks.bench.process import (
     ServerFailedError,
     ServerProcess,
+    before_others,
     cpu_seconds,
     free_port,
     open_descriptors,
@@ -45,10 +46,14 @@ REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi"
 ANSWER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
 
 
-def serve(folder: Path, first: str = "", core: int | None = None) -> AbstractContextManager[ServerProcess]:
+def serve(
+    folder: Path, first: str = "", core: int | None = None, first_of_all: bool = False
+) -> AbstractContextManager[ServerProcess]:
     port = free_port()
     command = [sys.executable, "-S", "-c", SERVER.format(first=first)]
-    return running(command, {"PORT": str(port)}, port=port, ready_path="/", folder=folder, core=core)
+    return running(
+        command, {"PORT": str(port)}, port=port, ready_path="/", folder=folder, core=core, first=first_of_all
+    )
 
 
 @pytest.mark.parametrize(("name", "done"), [("lumos", "chat, tools, memory"), ("floor", "chat")])
@@ -159,6 +164,16 @@ def test_a_server_is_bound_to_its_core_and_we_are_not(tmp_path: Path) -> None:
         assert os.sched_getaffinity(server.pid) == {core}
         assert os.sched_getaffinity(0) == ours
         assert server.start_seconds > 0
+
+
+def test_a_server_runs_before_others_where_that_is_allowed_and_we_do_not(tmp_path: Path) -> None:
+    ours = os.sched_getscheduler(0)
+    with before_others(True):
+        allowed = os.sched_getscheduler(0)
+    with serve(tmp_path, first_of_all=True) as server:
+        assert os.sched_getscheduler(server.pid) == allowed
+        assert os.sched_getscheduler(0) == ours
+    assert allowed in (os.SCHED_RR, ours)
 
 
 def test_children_are_counted_and_do_not_outlive_their_server(tmp_path: Path) -> None:
