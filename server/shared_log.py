@@ -181,18 +181,19 @@ class SharedLog:
         """Let the others have this batch of these runs of this worker's."""
         self.uploads.follow_batch(BatchUpload(batch, runs))
 
-    async def stop(self, log: RemoteLog, reason: str) -> None:
-        """Have another worker stop its run, or its batch; returns once its end is known here, or ``STOP_SECONDS`` on.
+    async def stop(self, logs: Iterable[RemoteLog], reason: str) -> None:
+        """Have other workers stop these runs, or batches; returns once their ends are here, or ``STOP_SECONDS`` on.
 
         Raises:
-            SourceUnavailableError: Redis is away: whether it stops is not known.
+            SourceUnavailableError: Redis is away: whether they stop is not known.
         """
-        if log.ended:
-            return
+        under_way = [log for log in logs if not log.ended]
         try:
-            await self.send(log.owner, Stop(log.run_id, reason))
-            with trio.move_on_after(STOP_SECONDS):
-                await log.wait_ended()
+            for log in under_way:
+                await self.send(log.owner, Stop(log.run_id, reason))
+            with trio.move_on_after(STOP_SECONDS):  # noqa: ASYNC912 - they may have ended
+                for log in under_way:
+                    await log.wait_ended()
         except (RedisAwayError, trio.BrokenResourceError) as error:
             raise SourceUnavailableError(str(error)) from error
 

@@ -200,6 +200,18 @@ async def test_a_stop_elsewhere_stops_all_of_it(redis_server: RedisServer) -> No
         await batch.stop()
 
 
+async def test_of_a_batch_that_is_gone_a_stop_elsewhere_stops_the_runs_that_are_left(redis_server: RedisServer) -> None:
+    """Found by the simulation, seed 10371."""
+    async with party_in(redis_server) as party:
+        await party.elsewhere()
+        await services(party.one).runs.local(party.runs[0]).forget()
+        batch = await party.elsewhere()
+        assert batch.log is None
+        await batch.stop()
+        assert isinstance(party.runs[1].log.terminal, AgentStopped)
+        await batch.stop()
+
+
 # Gone
 
 
