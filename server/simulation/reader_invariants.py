@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import inf
 
 import msgspec
 
@@ -82,14 +83,15 @@ def nobody_is_cut_off_without_a_reason(plan: Plan, seen: Observations) -> Iterat
     """In a world where nothing befell the server, no stream breaks for who reads it from a number that there is."""
     if plan.events:
         return
-    newest = _newest_numbers(seen)
+    newest, deletions = _newest_numbers(seen), _deletions(seen)
     for response in _streams(seen):
         client = plan.clients[response.client] if response.client < len(plan.clients) else None
         is_slow = client is None or client.read_pause or any(step.act == "pause" for step in client.steps)
         is_ahead_of_all = response.after > newest.get(
             response.run_id, 0
         )  # of what was never to come, nobody has an end
-        if response.ending == "broken" and not is_slow and not is_ahead_of_all:
+        is_forgotten = deletions.get(response.run_id, inf) <= response.ended_at  # a batch is, with a run of it
+        if response.ending == "broken" and not (is_slow or is_ahead_of_all or is_forgotten):
             yield f"{_name(response)} was cut off at {response.ended_at}"
 
 
@@ -175,6 +177,16 @@ def _newest_numbers(seen: Observations) -> dict[str, int]:
             if (match := _ID.fullmatch(frame.id)) is not None:
                 newest[match[1]] = max(newest.get(match[1], 0), int(match[2]))
     return newest
+
+
+def _deletions(seen: Observations) -> dict[str, float]:
+    """Of each batch of which somebody deleted a run, when that was asked for first."""
+    asked: dict[str, float] = {}
+    for response in seen.responses:
+        if response.what == "delete":
+            asked.setdefault(response.run_id, response.asked_at)
+    times = {batch_id: [asked[run] for run in runs if run in asked] for batch_id, runs in seen.batches.items()}
+    return {batch_id: min(of_runs) for batch_id, of_runs in times.items() if of_runs}
 
 
 def _is_end(response: Response, frame: SeenFrame) -> bool:

@@ -65,6 +65,29 @@ AHEAD_OF_ALL = Plan(
 )
 """The simulation's own: who asks for what follows an event that never comes was to be told of an end."""
 
+STOPPED_UNREAD = Plan(
+    seed=27888,
+    clients=(
+        ClientPlan(
+            at=18.0,
+            manner="batch",
+            read_pause=1.0,
+            steps=(StepPlan(act="resume_from", after=1.4, number=1), StepPlan(act="stop")),
+        ),
+    ),
+)
+"""The simulation's own: of a batch that was stopped before its first frame was read, nobody knew the runs."""
+
+READ_WHEN_FORGOTTEN = Plan(
+    seed=29095,
+    workers=2,
+    shared=True,
+    clients=(
+        ClientPlan(manner="batch", agents=(0, 0), steps=(StepPlan(act="resume_elsewhere"), StepPlan(act="delete"))),
+    ),
+)
+"""The simulation's own: who forgets a run forgets its batch, and who reads that at another worker is cut off."""
+
 FOUND = {
     "answered at 0": ANSWERED_AT_0,
     "cut in the handshake": CUT_IN_THE_HANDSHAKE,
@@ -74,6 +97,8 @@ FOUND = {
     "ahead in a batch": AHEAD_IN_A_BATCH,
     "ended without the store": ENDED_WITHOUT_THE_STORE,
     "ahead of all": AHEAD_OF_ALL,
+    "stopped unread": STOPPED_UNREAD,
+    "read when forgotten": READ_WHEN_FORGOTTEN,
 }
 
 

@@ -342,6 +342,18 @@ def test_a_cursor_that_nobody_was_given_may_be_cut_off_and_no_other() -> None:
     assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
 
 
+def test_who_reads_a_batch_of_which_a_run_is_deleted_may_be_cut_off_then() -> None:
+    seen = good_world()
+    cut = of_batch(0, "batch_start")
+    cut.ending = "broken"
+    seen.responses += [cut, Response(0, "delete", 0, 2.0, 0, RUN_ID, 204, {}, [], b"", "whole")]
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+    seen.batches[BATCH_ID] = [RUN_ID]
+    assert checked(seen) == set()
+    cut.ended_at = 1.9
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+
+
 @pytest.mark.parametrize(("kind", "found"), [("error", set()), ("content", {"ids_follow_each_other"})])
 def test_only_an_end_is_numbered_later(kind: str, found: set[str]) -> None:
     seen = good_world()
