@@ -168,8 +168,10 @@ class SharedLog:
                 return None
             batch = SharedBatch(batch_id, facts, self)
             asked = await self._link.ask_all([["HGET", run_key(run.run_id), "status"] for run in batch.runs])
-            if {facts["status"].encode(), *asked} & {None, b"forgotten"}:
+            statuses = {facts["status"].encode(), *asked}
+            if b"forgotten" in statuses:
                 self.logs.drop(batch_id)
+            if statuses & {None, b"forgotten"}:  # who reads it already reads on while a run is only too old
                 return batch
             batch.log = log = self.logs.get(batch_id, facts["worker"], batched=True)
             await self._catch_up(log)

@@ -265,6 +265,21 @@ async def test_it_is_there_as_long_as_all_of_its_runs(redis_server: RedisServer)
         assert not party.runs[1].log.ended
 
 
+async def test_who_reads_it_elsewhere_when_a_run_is_not_kept_any_more_reads_on(redis_server: RedisServer) -> None:
+    """Found by the simulation, seed 107075: who asked for the batch then cut off all who read it at that worker."""
+    async with party_in(redis_server, limits=SharedLimits(lease=0.6, retention=0.5)) as party:
+        log = await party.elsewhere_log()
+        with log.attached():
+            party.scripts[0].end()
+
+            async def gone() -> bool:
+                return (await party.elsewhere()).log is None
+
+            await eventually(gone)
+            party.scripts[1].end()
+            assert b'"batch_done"' in words(await read_to_end(log))
+
+
 # Lost, and Redis away
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.simulation.plan import AnswerPlan, ClientPlan, EventPlan, Plan, ReplyPlan, StepPlan, VendorPlan
+from server.simulation.plan import AgentPlan, AnswerPlan, ClientPlan, EventPlan, Plan, ReplyPlan, StepPlan, VendorPlan
 from server.simulation.run_plan import simulate
 
 ANSWERED_AT_0 = Plan(
@@ -88,6 +88,23 @@ READ_WHEN_FORGOTTEN = Plan(
 )
 """The simulation's own: who forgets a run forgets its batch, and who reads that at another worker is cut off."""
 
+READ_WHEN_A_RUN_IS_TOO_OLD = Plan(
+    seed=107075,
+    workers=2,
+    shared=True,
+    retention=3.0,
+    vendors=(VendorPlan(answers=(AnswerPlan(fault="refuse"), AnswerPlan(reply=ReplyPlan(seconds=5.0)))),),
+    agents=(AgentPlan(retries=0),),
+    clients=(
+        ClientPlan(
+            manner="batch",
+            agents=(0, 0),
+            steps=(StepPlan(act="resume_elsewhere", after=2.0), StepPlan(act="stop", after=2.0)),
+        ),
+    ),
+)
+"""Who asked for a batch of which a run is not kept any more cut off all who read it at that worker."""
+
 FOUND = {
     "answered at 0": ANSWERED_AT_0,
     "cut in the handshake": CUT_IN_THE_HANDSHAKE,
@@ -98,6 +115,7 @@ FOUND = {
     "ended without the store": ENDED_WITHOUT_THE_STORE,
     "ahead of all": AHEAD_OF_ALL,
     "stopped unread": STOPPED_UNREAD,
+    "read when a run is too old": READ_WHEN_A_RUN_IS_TOO_OLD,
     "read when forgotten": READ_WHEN_FORGOTTEN,
 }
 
