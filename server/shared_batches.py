@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -11,6 +12,7 @@ from engine import Run
 
 from .batch_log import Batch, BatchedFrame, BatchedRun, BatchLog, BatchRefusal, BatchStarted
 from .remote_log import RemoteLog
+from .run_directory import GoneError
 from .shared_scripts import Script
 from .store.rows import RunStatus
 
@@ -91,5 +93,13 @@ class SharedBatch:
         Raises:
             SourceUnavailableError: Redis is away: whether they stop is not known.
         """
-        if self.log is not None:
-            await self._shared.stop(self.log, "requested")
+        await self._shared.stop(await self._kept_runs() if self.log is None else [self.log], "requested")
+
+    async def _kept_runs(self) -> list[RemoteLog]:
+        """Of a batch that is gone, the runs that are not: no worker stops those by the batch's name any more."""
+        logs = []
+        for run in self.runs:
+            with suppress(GoneError):
+                if (found := await self._shared.find(run.run_id)) is not None:
+                    logs.append(found.log)
+        return logs

@@ -168,8 +168,10 @@ class SharedLog:
                 return None
             batch = SharedBatch(batch_id, facts, self)
             asked = await self._link.ask_all([["HGET", run_key(run.run_id), "status"] for run in batch.runs])
-            if {facts["status"].encode(), *asked} & {None, b"forgotten"}:
+            statuses = {facts["status"].encode(), *asked}
+            if b"forgotten" in statuses:
                 self.logs.drop(batch_id)
+            if statuses & {None, b"forgotten"}:  # who reads it already reads on while a run is only too old
                 return batch
             batch.log = log = self.logs.get(batch_id, facts["worker"], batched=True)
             await self._catch_up(log)
@@ -181,18 +183,19 @@ class SharedLog:
         """Let the others have this batch of these runs of this worker's."""
         self.uploads.follow_batch(BatchUpload(batch, runs))
 
-    async def stop(self, log: RemoteLog, reason: str) -> None:
-        """Have another worker stop its run, or its batch; returns once its end is known here, or ``STOP_SECONDS`` on.
+    async def stop(self, logs: Iterable[RemoteLog], reason: str) -> None:
+        """Have other workers stop these runs, or batches; returns once their ends are here, or ``STOP_SECONDS`` on.
 
         Raises:
-            SourceUnavailableError: Redis is away: whether it stops is not known.
+            SourceUnavailableError: Redis is away: whether they stop is not known.
         """
-        if log.ended:
-            return
+        under_way = [log for log in logs if not log.ended]
         try:
-            await self.send(log.owner, Stop(log.run_id, reason))
-            with trio.move_on_after(STOP_SECONDS):
-                await log.wait_ended()
+            for log in under_way:
+                await self.send(log.owner, Stop(log.run_id, reason))
+            with trio.move_on_after(STOP_SECONDS):  # noqa: ASYNC912 - they may have ended
+                for log in under_way:
+                    await log.wait_ended()
         except (RedisAwayError, trio.BrokenResourceError) as error:
             raise SourceUnavailableError(str(error)) from error
 

@@ -55,7 +55,7 @@ class SharedRun:
         Raises:
             SourceUnavailableError: Redis is away: whether it stops is not known.
         """
-        await self._shared.stop(self.log, reason)
+        await self._shared.stop([self.log], reason)
 
     async def forget(self) -> None:
         """Stop it, then drop its events everywhere. Raises as ``stop``."""

@@ -49,6 +49,13 @@ def _of_life(world: World, life: Life) -> Iterator[str]:
             yield f"{life.actor}: {count} {what}"
 
 
+def what_batches_had(world: World) -> dict[str, list[str]]:
+    """Of each batch the ids of its runs, by the batch's id: clients that left early were not told."""
+    services = [life.services for life in world.all_lives() if life.services is not None]
+    batches = [batch for each in services for batch in each.batches._batches.values()]
+    return {batch.batch_id: [run.run_id for run in batch.runs] for batch in batches}
+
+
 def what_is_kept(world: World) -> dict[str, KeptRun]:
     """The store's runs, by id."""
     world.store.away = False

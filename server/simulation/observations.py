@@ -113,7 +113,7 @@ class Observations:
         runs: by id.
         calls: in the order of arrival at vendors.
         stops: per run id, when a stop was answered with 200.
-        batches: per batch's id, its runs' ids as its clients were told.
+        batches: per batch's id, its runs' ids, as its clients were told or its worker has them.
         output: everything that was logged, as text.
         deaths, drains: when which worker died, or got its first SIGTERM: (time, worker).
         left_over: what was still there after the end: names of tasks, connections, slots, one line each.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import inf
 
 import msgspec
 
@@ -41,7 +42,7 @@ def ids_follow_each_other(_: Plan, seen: Observations) -> Iterator[str]:
                 yield f"{_name(response)} got the id {frame.id!r}"
                 continue
             seq = int(match[2])
-            closes = place == len(response.frames) - 1 and seq > RESERVED_SEQ
+            closes = place == len(response.frames) - 1 and seq >= RESERVED_SEQ and _is_end(response, frame)
             if seq != before + 1 and not closes:
                 yield f"{_name(response)} got number {seq} after {before}"
             before = seq
@@ -69,23 +70,28 @@ def nothing_follows_the_end(_: Plan, seen: Observations) -> Iterator[str]:
 
 def no_silent_end(_: Plan, seen: Observations) -> Iterator[str]:
     """A stream that ends as HTTP ends one has its terminal frame."""
+    ends = _ends(seen)
     for response in _streams(seen):
         has_end = response.frames and _is_end(response, response.frames[-1])
-        had_end = not response.frames and response.after == _last_number(
-            seen, response
-        )  # who is ahead of other workers
+        # who has it from one worker may be ahead of another
+        had_end = not response.frames and f"{response.run_id}.{response.after}" in ends
         if response.ending == "whole" and not has_end and not had_end:
             yield f"{_name(response)} ended without an end, after {len(response.frames)} frames"
 
 
 def nobody_is_cut_off_without_a_reason(plan: Plan, seen: Observations) -> Iterator[str]:
-    """In a world where nothing befell the server, no stream breaks for who reads it."""
+    """In a world where nothing befell the server, no stream breaks for who reads it from a number that there is."""
     if plan.events:
         return
+    newest, deletions = _newest_numbers(seen), _deletions(seen)
     for response in _streams(seen):
         client = plan.clients[response.client] if response.client < len(plan.clients) else None
         is_slow = client is None or client.read_pause or any(step.act == "pause" for step in client.steps)
-        if response.ending == "broken" and not is_slow:
+        is_ahead_of_all = response.after > newest.get(
+            response.run_id, 0
+        )  # of what was never to come, nobody has an end
+        is_forgotten = deletions.get(response.run_id, inf) <= response.ended_at  # a batch is, with a run of it
+        if response.ending == "broken" and not (is_slow or is_ahead_of_all or is_forgotten):
             yield f"{_name(response)} was cut off at {response.ended_at}"
 
 
@@ -130,7 +136,7 @@ def nothing_left_is_204(_: Plan, seen: Observations) -> Iterator[str]:
         if response.status != 204 or response.what not in _OF_RUNS or run is None:
             continue
         last = run.events[-1]
-        if response.after <= RESERVED_SEQ and not (
+        if response.after < RESERVED_SEQ and not (
             isinstance(last.event, TERMINAL_EVENT_TYPES) and response.after == last.seq
         ):
             yield f"{_name(response)} got 204 after {response.after}; the newest event is {last.seq}"
@@ -155,12 +161,31 @@ def _streams(seen: Observations) -> Iterator[Response]:
             yield response
 
 
-def _last_number(seen: Observations, response: Response) -> int | None:
-    """The number of its run's terminal event, if that is known."""
-    run = seen.runs.get(response.run_id)
-    if run is None or not run.events or not isinstance(run.events[-1].event, TERMINAL_EVENT_TYPES):
-        return None
-    return run.events[-1].seq
+def _ends(seen: Observations) -> set[str]:
+    """The ids of all terminal frames that were made or read."""
+    last = {run_id: run.events[-1] for run_id, run in seen.runs.items() if run.events}
+    made = {f"{run_id}.{entry.seq}" for run_id, entry in last.items() if isinstance(entry.event, TERMINAL_EVENT_TYPES)}
+    return made | {frame.id for response in _streams(seen) for frame in response.frames if _is_end(response, frame)}
+
+
+def _newest_numbers(seen: Observations) -> dict[str, int]:
+    """Of each run and each batch, the highest number that was made or read."""
+    newest = {run_id: run.events[-1].seq for run_id, run in seen.runs.items() if run.events}
+    for response in _streams(seen):
+        for frame in response.frames[-1:]:
+            if (match := _ID.fullmatch(frame.id)) is not None:
+                newest[match[1]] = max(newest.get(match[1], 0), int(match[2]))
+    return newest
+
+
+def _deletions(seen: Observations) -> dict[str, float]:
+    """Of each batch of which somebody deleted a run, when that was asked for first."""
+    asked: dict[str, float] = {}
+    for response in seen.responses:
+        if response.what == "delete":
+            asked.setdefault(response.run_id, response.asked_at)
+    times = {batch_id: [asked[run] for run in runs if run in asked] for batch_id, runs in seen.batches.items()}
+    return {batch_id: min(of_runs) for batch_id, of_runs in times.items() if of_runs}
 
 
 def _is_end(response: Response, frame: SeenFrame) -> bool:

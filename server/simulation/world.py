@@ -200,10 +200,11 @@ class World:
         return longest + self.plan.resume_grace + self.plan.retention + SETTLING_SECONDS
 
     def _look_back(self) -> None:
-        from .aftermath import what_is_kept, what_is_left  # noqa: PLC0415 - they know the world
+        from .aftermath import what_batches_had, what_is_kept, what_is_left  # noqa: PLC0415 - they know the world
 
         self.observations.left_over += what_is_left(self)
         self.observations.kept = what_is_kept(self)
+        self.observations.batches |= what_batches_had(self)
         for life in self.all_lives():
             if life.crash is not None:
                 self.problems.append(f"{life.actor} crashed: {life.crash!r}")

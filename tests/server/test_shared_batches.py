@@ -200,6 +200,18 @@ async def test_a_stop_elsewhere_stops_all_of_it(redis_server: RedisServer) -> No
         await batch.stop()
 
 
+async def test_of_a_batch_that_is_gone_a_stop_elsewhere_stops_the_runs_that_are_left(redis_server: RedisServer) -> None:
+    """Found by the simulation, seed 10371."""
+    async with party_in(redis_server) as party:
+        await party.elsewhere()
+        await services(party.one).runs.local(party.runs[0]).forget()
+        batch = await party.elsewhere()
+        assert batch.log is None
+        await batch.stop()
+        assert isinstance(party.runs[1].log.terminal, AgentStopped)
+        await batch.stop()
+
+
 # Gone
 
 
@@ -251,6 +263,21 @@ async def test_it_is_there_as_long_as_all_of_its_runs(redis_server: RedisServer)
 
         await eventually(gone)
         assert not party.runs[1].log.ended
+
+
+async def test_who_reads_it_elsewhere_when_a_run_is_not_kept_any_more_reads_on(redis_server: RedisServer) -> None:
+    """Found by the simulation, seed 107075: who asked for the batch then cut off all who read it at that worker."""
+    async with party_in(redis_server, limits=SharedLimits(lease=0.6, retention=0.5)) as party:
+        log = await party.elsewhere_log()
+        with log.attached():
+            party.scripts[0].end()
+
+            async def gone() -> bool:
+                return (await party.elsewhere()).log is None
+
+            await eventually(gone)
+            party.scripts[1].end()
+            assert b'"batch_done"' in words(await read_to_end(log))
 
 
 # Lost, and Redis away

@@ -303,3 +303,70 @@ def test_who_reads_slowly_or_when_the_world_is_hit_may_be_cut_off() -> None:
     slow = Plan(seed=0, clients=(ClientPlan(read_pause=9.0),))
     hit = Plan(seed=0, events=(EventPlan(at=1.0, act="shared_away"),))
     assert check(slow, seen) == check(hit, seen) == []
+
+
+BATCH_ID = "B" * 22
+
+
+def of_batch(after: int, *kinds: str) -> Response:
+    """An answer that ended as it should, with frames of those kinds."""
+    frames = [
+        SeenFrame(3.0, f"{BATCH_ID}.{seq}", b'id: %d\ndata: {"chunk_type":"%s"}\n\n' % (seq, kind.encode()))
+        for seq, kind in enumerate(kinds, after + 1)
+    ]
+    return Response(0, "batch_events", 0, 3.0, after, BATCH_ID, 200, {}, frames, ending="whole", ended_at=3.0)
+
+
+def checked(seen: Observations) -> set[str]:
+    return {line.partition(":")[0] for line in check(PLAN, seen)}
+
+
+def test_who_has_the_end_of_a_batch_needs_no_other_and_who_has_not_does() -> None:
+    seen = good_world()
+    seen.responses += [of_batch(0, "batch_start", "batch_done"), of_batch(2)]
+    assert checked(seen) == set()
+    seen.responses.append(of_batch(1))
+    assert checked(seen) == {"no_silent_end"}
+
+
+def test_a_cursor_that_nobody_was_given_may_be_cut_off_and_no_other() -> None:
+    seen = good_world()
+    seen.responses += [of_batch(0, "batch_start", "batch_done"), of_batch(9), reading([], "events", after=5)]
+    for response in seen.responses[-2:]:
+        response.ending = "broken"
+        response.frames.clear()
+    assert checked(seen) == set()
+    seen.responses[-1].after = 4
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+    seen.responses[-1].after, seen.responses[-2].after = 5, 2
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+
+
+def test_who_reads_a_batch_of_which_a_run_is_deleted_may_be_cut_off_then() -> None:
+    seen = good_world()
+    cut = of_batch(0, "batch_start")
+    cut.ending = "broken"
+    seen.responses += [cut, Response(0, "delete", 0, 2.0, 0, RUN_ID, 204, {}, [], b"", "whole")]
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+    seen.batches[BATCH_ID] = [RUN_ID]
+    assert checked(seen) == set()
+    cut.ended_at = 1.9
+    assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
+
+
+@pytest.mark.parametrize(("kind", "found"), [("error", set()), ("content", {"ids_follow_each_other"})])
+def test_only_an_end_is_numbered_later(kind: str, found: set[str]) -> None:
+    seen = good_world()
+    lost = of_batch(999_999_999, kind)
+    lost.after, lost.ending = 3, "left"
+    seen.responses.append(lost)
+    assert checked(seen) == found
+
+
+def test_who_has_the_end_of_a_lost_run_gets_204() -> None:
+    seen = good_world()
+    nothing = Response(0, "events", 0, 4.0, 1_000_000_000, RUN_ID, 204, {}, [], b"", "whole")
+    seen.responses.append(nothing)
+    assert checked(seen) == set()
+    nothing.after = 999_999_999
+    assert checked(seen) == {"nothing_left_is_204"}
