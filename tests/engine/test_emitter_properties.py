@@ -194,9 +194,9 @@ def test_an_idle_reader_waits_no_longer_than_the_limits(
                     times += [trio.current_time()] * chars_in(entry)
 
     class Watched(Emitter):
-        def text(self, content: str, step_id: str) -> None:
+        def text(self, content: str, step_id: str, now: float | None = None) -> None:
             spoken.extend([trio.current_time()] * len(content))
-            super().text(content, step_id)
+            super().text(content, step_id, now)
 
         def reasoning(self, content: str, step_id: str) -> None:
             spoken.extend([trio.current_time()] * len(content))
