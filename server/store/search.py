@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 from sqlalchemy import Connection
@@ -66,14 +66,24 @@ def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> 
     """
     if not found:
         return []
-    counts = {number: Counter(kept.split(" ")) for number, kept in found}
-    mean_length = sum(count.total() for count in counts.values()) / len(counts)
-    weights = {term: _weight(sum(term in count for count in counts.values()), total) for term in terms}
+    wanted = frozenset(terms)
+    counted = [(number, kept.count(" ") + 1, _times(kept, wanted)) for number, kept in found]
+    mean_length = sum(length for _, length, _ in counted) / len(counted)
+    having = Counter(term for _, _, times in counted for term in times)
+    weights = {term: _weight(having[term], total) for term in terms}
     scores = [
-        (number, sum(_gain(count, term, mean_length) * weights[term] for term in terms))
-        for number, count in counts.items()
+        (number, sum(_gain(times[term], length / mean_length) * weights[term] for term in terms if term in times))
+        for number, length, times in counted
     ]
     return sorted(scores, key=lambda scored: (-scored[1], -scored[0]))
+
+
+def _times(kept: str, wanted: frozenset[str]) -> Mapping[str, int]:
+    """How often a memory has which of the terms."""
+    times: dict[str, int] = {}
+    for term in filter(wanted.__contains__, kept.split(" ")):
+        times[term] = times.get(term, 0) + 1
+    return times
 
 
 def _weight(having: int, total: int) -> float:
@@ -81,7 +91,6 @@ def _weight(having: int, total: int) -> float:
     return log(1 + (max(total, having) - having + 0.5) / (having + 0.5))
 
 
-def _gain(count: Counter[str], term: str, mean_length: float) -> float:
-    times = count[term]
-    length = 1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * count.total() / mean_length
-    return times * (_SATURATION + 1) / (times + _SATURATION * length)
+def _gain(times: int, length: float) -> float:
+    """What a term that is there so often adds; ``length`` of the memory against the mean."""
+    return times * (_SATURATION + 1) / (times + _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length))
