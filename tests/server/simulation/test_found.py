@@ -125,6 +125,21 @@ AHEAD_ON_A_SOCKET = Plan(
 )
 """The simulation's own: the same, of who asked for what follows an event that never comes."""
 
+LEFT_IN_A_REFUSAL = Plan(
+    seed=47584,
+    vendors=(VendorPlan(answers=(AnswerPlan(fault="refuse"),)),),
+    agents=(AgentPlan(retries=1),),
+    clients=(
+        ClientPlan(
+            manner="whole",
+            read_bytes=100,
+            read_pause=1.0,
+            steps=(StepPlan(act="stop_elsewhere"), StepPlan(act="leave")),
+        ),
+    ),
+)
+"""The simulation's own: a failed run's answer that was read in part was taken for a refusal."""
+
 FOUND = {
     "answered at 0": ANSWERED_AT_0,
     "cut in the handshake": CUT_IN_THE_HANDSHAKE,
@@ -137,6 +152,7 @@ FOUND = {
     "stopped unread": STOPPED_UNREAD,
     "cut on a socket": CUT_ON_A_SOCKET,
     "ahead on a socket": AHEAD_ON_A_SOCKET,
+    "left in a refusal": LEFT_IN_A_REFUSAL,
     "read when a run is too old": READ_WHEN_A_RUN_IS_TOO_OLD,
     "read when forgotten": READ_WHEN_FORGOTTEN,
 }
