@@ -108,8 +108,7 @@ def statuses_are_known(_: Plan, seen: Observations) -> Iterator[str]:
         if response.status and response.status not in STATUSES.get(response.what, {response.status}):
             yield f"{_name(response)} was answered {response.status}: {response.body[:200]!r}"
         whole = response.ending == "whole"
-        # An answer that was to come whole; when to ask again, nobody knows. Of one that was left, nobody knows which.
-        is_failed_run = b'"run_id"' in response.body or not whole
+        is_failed_run = _may_be_a_failed_run(response)
         is_raw = response.what == "hostile"  # bytes as they came, the head among them
         if response.status in {429, 503} and "retry-after" not in response.headers and not (is_failed_run or is_raw):
             yield f"{_name(response)} got {response.status} without Retry-After: {response.body[:200]!r}"
@@ -196,6 +195,12 @@ def _is_end(response: Response, frame: SeenFrame) -> bool:
     if response.what in _OF_RUNS:
         return kind[1] != b"batch_done"
     return kind[1] == b"batch_done" or b'"run_id"' not in frame.frame
+
+
+def _may_be_a_failed_run(response: Response) -> bool:
+    """Whether it is a run's answer that was to come whole, which names its run; when to ask again, nobody knows."""
+    is_cut_short = len(response.body) < int(response.headers.get("content-length", 0))
+    return b'"run_id"' in response.body or (response.what == "whole" and is_cut_short)
 
 
 def _is_refusal(response: Response) -> bool:

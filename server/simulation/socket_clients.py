@@ -22,6 +22,9 @@ from .reading_clients import MAX_TRIES, RETRY_SECONDS
 
 HANDSHAKE_SECONDS = 60.0
 
+STOP_ID = "stop"
+"""What a stop is called, so that its refusal is not taken for a run's that cannot be read on, which has no name."""
+
 
 class Heard(msgspec.Struct):
     """A message of the server's; ``event`` is its JSON as it came."""
@@ -198,7 +201,9 @@ class SocketClient:
                 self._end(response, "whole")
             case "stopped":
                 self._asker.world.observations.stops.setdefault(heard.run_id, trio.current_time())
-            case "error" if response is not None and not response.status:
+            case "error" if response is not None and response.status and not heard.request_id:
+                self._end(response, "broken")  # no more can be read now; it may be subscribed again
+            case "error" if response is not None and not response.status and heard.request_id != STOP_ID:
                 response.status, response.body = 400, text.encode()
                 self._over |= {heard.run_id} if heard.run_id else set()
                 self._end(response, "whole")
@@ -253,7 +258,7 @@ class SocketClient:
             case _ if not run_id:
                 self._asker.note("has no run yet")
             case "stop":
-                await self._say("stop", run_id=run_id)
+                await self._say("stop", run_id=run_id, request_id=STOP_ID)
             case "stop_elsewhere":
                 answer = await self._asker.ask_whole("stop", elsewhere, ("POST", f"{path}/stop"), run_id=run_id)
                 if answer.status == 200 and answer.ending == "whole":

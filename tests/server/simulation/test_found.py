@@ -105,6 +105,41 @@ READ_WHEN_A_RUN_IS_TOO_OLD = Plan(
 )
 """Who asked for a batch of which a run is not kept any more cut off all who read it at that worker."""
 
+CUT_ON_A_SOCKET = Plan(
+    seed=103647,
+    workers=2,
+    shared=True,
+    clients=(ClientPlan(manner="socket", steps=(StepPlan(act="resume_elsewhere"),)),),
+    events=(EventPlan(at=2.0, act="shared_away"),),
+)
+"""The simulation's own: the WebSocket client did not hear that a run cannot be read on, and waited for more."""
+
+AHEAD_ON_A_SOCKET = Plan(
+    seed=104802,
+    workers=2,
+    shared=True,
+    vendors=(VendorPlan(answers=(AnswerPlan(reply=ReplyPlan(pieces=5)),)),),
+    clients=(
+        ClientPlan(manner="socket", steps=(StepPlan(act="resume_elsewhere"), StepPlan(act="resume_from", number=11))),
+    ),
+)
+"""The simulation's own: the same, of who asked for what follows an event that never comes."""
+
+LEFT_IN_A_REFUSAL = Plan(
+    seed=47584,
+    vendors=(VendorPlan(answers=(AnswerPlan(fault="refuse"),)),),
+    agents=(AgentPlan(retries=1),),
+    clients=(
+        ClientPlan(
+            manner="whole",
+            read_bytes=100,
+            read_pause=1.0,
+            steps=(StepPlan(act="stop_elsewhere"), StepPlan(act="leave")),
+        ),
+    ),
+)
+"""The simulation's own: a failed run's answer that was read in part was taken for a refusal."""
+
 FOUND = {
     "answered at 0": ANSWERED_AT_0,
     "cut in the handshake": CUT_IN_THE_HANDSHAKE,
@@ -115,6 +150,9 @@ FOUND = {
     "ended without the store": ENDED_WITHOUT_THE_STORE,
     "ahead of all": AHEAD_OF_ALL,
     "stopped unread": STOPPED_UNREAD,
+    "cut on a socket": CUT_ON_A_SOCKET,
+    "ahead on a socket": AHEAD_ON_A_SOCKET,
+    "left in a refusal": LEFT_IN_A_REFUSAL,
     "read when a run is too old": READ_WHEN_A_RUN_IS_TOO_OLD,
     "read when forgotten": READ_WHEN_FORGOTTEN,
 }

@@ -342,6 +342,20 @@ def test_a_cursor_that_nobody_was_given_may_be_cut_off_and_no_other() -> None:
     assert checked(seen) == {"nobody_is_cut_off_without_a_reason"}
 
 
+def test_only_of_a_run_that_failed_nobody_needs_to_say_when_to_ask_again() -> None:
+    seen = good_world()
+    body = b'{"code":"upstream.overloaded","details":{"run_id":"R"}}'
+    failed = Response(0, "whole", 0, 1.0, 0, "", 503, {"content-length": str(len(body))}, [], body, "whole")
+    seen.responses.append(failed)
+    assert checked(seen) == set()
+    failed.body, failed.ending = body[:20], "left"  # not read so far
+    assert checked(seen) == set()
+    failed.what = "state"
+    assert checked(seen) == {"statuses_are_known"}
+    failed.what, failed.headers = "whole", {}
+    assert checked(seen) == {"statuses_are_known"}
+
+
 def test_who_reads_a_batch_of_which_a_run_is_deleted_may_be_cut_off_then() -> None:
     seen = good_world()
     cut = of_batch(0, "batch_start")

@@ -8,7 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from server.simulation.plan import AnswerPlan, ClientAct, ReplyPlan, StepPlan
+from server.remote_log import OUTAGE_SECONDS
+from server.simulation.plan import AnswerPlan, ClientAct, ClientPlan, EventPlan, Plan, ReplyPlan, StepPlan, VendorPlan
+from server.simulation.run_plan import simulate
 from tests.harness.world import LUMOS
 from tests.server.simulation.client_scene import TEXT, kinds, numbers, open_scene, said
 
@@ -144,3 +146,19 @@ async def test_a_run_that_never_ends_is_left_to_see(autojump_clock: MockClock) -
         await scene.act(manner="socket")
         assert trio.current_time() < 100.0, "the handshake has a limit"
         await listener.aclose()
+
+
+@pytest.mark.parametrize(
+    "more", [(), (StepPlan(act="stop", after=2.0),)], ids=["alone", "beside a stop that is refused"]
+)
+def test_a_run_that_cannot_be_read_on_is_cut_and_asked_for_again(more: tuple[StepPlan, ...]) -> None:
+    client = ClientPlan(manner="socket", steps=(after(1.0, "resume_elsewhere"), *more))
+    away = EventPlan(at=2.0, act="shared_away")
+    vendors = (VendorPlan(answers=(AnswerPlan(reply=ReplyPlan(seconds=20.0)),)),)
+    plan = Plan(seed=1, workers=2, shared=True, vendors=vendors, clients=(client,), events=(away,))
+    seen = simulate(plan).observations
+    left, cut, again = (response for response in seen.responses if response.what == "socket")
+    assert (left.ending, cut.ending) == ("left", "broken")
+    assert cut.ended_at - 2.0 == pytest.approx(OUTAGE_SECONDS, abs=1.0)
+    assert (again.run_id, again.after) == (cut.run_id, len(left.frames) + len(cut.frames))
+    assert not seen.stops
