@@ -54,7 +54,7 @@ class LogOutput:
         self._lines: list[str] = []
         self._waiting_chars = 0
         self._dropped = 0
-        self._asleep = self._hurried = False
+        self._asleep = self._hurried = self._refused = False
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def write(self, line: str) -> None:
@@ -77,22 +77,27 @@ class LogOutput:
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._waiting_chars, seconds)
+            return self._changed.wait_for(lambda: not (self._waiting_chars or self._has_to_tell), seconds)
+
+    @property
+    def _has_to_tell(self) -> bool:
+        """Whether lines were dropped, and nobody was told; not while the system refuses all that is written."""
+        return bool(self._dropped) and not self._refused
 
     def _write_lines(self) -> None:
         while True:
             with self._changed:
                 self._asleep = not self._lines
-                self._changed.wait_for(lambda: self._lines)
+                self._changed.wait_for(lambda: self._lines or self._has_to_tell)
                 self._changed.wait_for(lambda: self._hurried, GATHER_SECONDS)
                 self._asleep = self._hurried = False
                 lines, self._lines = self._lines, []
-                dropped, self._dropped = self._dropped, 0
+                dropped = self._dropped
             lost = 0 if self._write_out("".join(lines)) else len(lines)
-            if dropped and not self._write_out(self._tell_dropped(dropped)):
-                lost += dropped
+            told = dropped if dropped and self._write_out(self._tell_dropped(dropped)) else 0
             with self._changed:
-                self._dropped += lost
+                self._dropped += lost - told
+                self._refused = lost > 0 or told < dropped
                 self._waiting_chars -= sum(map(len, lines))
                 self._changed.notify_all()
 
