@@ -182,7 +182,7 @@ def open_client(connect: Connect | None = None, environment: Mapping[str, str] |
     Raises:
         NetworkConfigError: the environment names no usable proxy, or ``SSL_CERT_FILE`` no certificates.
     """
-    trust = Trust()
+    trust = Trust(at_once=connect is None)
     connect = connect or TcpConnect(trust)
     if environment is not None:
         connect = ProxyConnect(environment, connect, trust)

@@ -75,14 +75,15 @@ class TcpConnect:
 class Trust:
     """Whom to trust: an SSL context, or the default one, which is made for the first https server, in a thread.
 
-    That takes 25 ms, which neither start-up nor other streams are to wait for.
+    That takes 25 ms, which neither start-up nor other streams are to wait for. ``at_once`` reads now what the
+    environment names, so that a wrong name is told at start.
 
     Raises:
-        NetworkConfigError: ``SSL_CERT_FILE`` is no file of certificates; what the environment names is read at once.
+        NetworkConfigError: ``SSL_CERT_FILE`` is no file of certificates.
     """
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        if context is None and _CERTIFICATES & os.environ.keys():
+    def __init__(self, context: ssl.SSLContext | None = None, *, at_once: bool = True) -> None:
+        if context is None and at_once and _CERTIFICATES & os.environ.keys():
             context = default_ssl_context()
         self._context = context
         self._making = trio.Lock()

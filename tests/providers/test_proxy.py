@@ -516,11 +516,11 @@ async def test_cancelling_a_forwarded_request_closes_it_at_that_instant(
 
 @pytest.mark.parametrize("url", ["https://model.test/v1", "http://model.test/v1"])
 async def test_what_a_run_hears_of_a_proxy_that_refuses(
-    nursery: trio.Nursery, autojump_clock: MockClock, url: str
+    nursery: trio.Nursery, autojump_clock: MockClock, certificate: Certificate, url: str
 ) -> None:
     pieces: list[Piece] = []
     network = ScriptedNetwork(nursery, answering(with_length(b"", status="407 Say s3cr3t")))
-    async with open_client(network, ENVIRONMENT) as client:
+    async with http(client_of(network, certificate)) as client:
         request = VendorRequest(url=url, headers={"Authorization": "Bearer k3y"}, content=b"{}")
         with pytest.raises(ProviderError, match=r"no connection to the model \(the proxy .*HTTP 407") as refused:
             await stream_answer(client, request, ChatDecoder(), pieces.extend)
