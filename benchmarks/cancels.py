@@ -30,13 +30,14 @@ from engine import BasicAgent, RunSupervisor
 from engine.function_tool import tool
 from engine.pieces import FinishPiece, ToolCallPiece
 from engine.tools import ToolUse
+from providers.chunked import LAST_CHUNK, chunked
 from providers.http import open_client
 from providers.openai_chat import OpenAIChatProvider
 from server.app import Services, create_app
 from server.compose import base_url
 from server.serving import ServingLimits, serve
 from server.sockets import listen_tcp, raise_descriptor_limit
-from server.testing.vendor_bytes import LAST_CHUNK, STREAM_HEAD, chunked
+from server.testing.vendor_bytes import STREAM_HEAD
 
 PHASES = ("before headers", "before the first token", "in the text", "in a tool", "not reading")
 LONGEST_STAY = 0.15

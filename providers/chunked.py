@@ -14,6 +14,15 @@ _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})\r\n")
 _LONGEST_SIZE = 17
 
 
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a body that comes in chunks and has no trailers."""
+
+
+def chunked(data: bytes) -> bytes:
+    """The data as one chunk of a body that comes in chunks (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 class ChunkedReader:
     """The state of one chunked body between two reads.
 

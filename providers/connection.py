@@ -14,7 +14,7 @@ import h11
 import httpx
 import trio
 
-from .chunked import ChunkedReader
+from .chunked import LAST_CHUNK, ChunkedReader
 from .heads import AnswerHead, PreparedHead, parse_plain_head
 from .network import READ_BYTES, is_readable
 
@@ -26,7 +26,6 @@ HTTP = b"HTTP/"
 
 _END_OF_HEAD = b"\r\n\r\n"
 _PLAIN_METHODS = (b"GET", b"POST")
-_END_OF_CHUNKS = b"0\r\n\r\n"
 
 STALE_SECONDS = 1.0
 """A server that had closed a connection says so one round trip after the request; one that closes later had the
@@ -313,7 +312,7 @@ class Connection:
         self._parsed = parts[0] if len(parts) == 1 else b"".join(parts)
         if chunks.rest is not None:
             self._chunks = None
-            if self._http is None and chunks.rest == _END_OF_CHUNKS:
+            if self._http is None and chunks.rest == LAST_CHUNK:
                 self._ended = True
                 return
             self._h11().receive_data(chunks.rest)

@@ -21,8 +21,11 @@ import trio
 from quart import Response
 from werkzeug.datastructures import Headers, ImmutableMultiDict
 
+from providers.chunked import LAST_CHUNK, chunked
+
 from .asked import Asked
 from .errors import bare_answer
+from .requests import JSON_MEDIA_TYPE
 from .sse import DirectWriter, EventStreamBody, reading
 
 DIRECT = "lumos.direct"
@@ -30,14 +33,12 @@ DIRECT = "lumos.direct"
 
 CLEANUP_SECONDS = 5.0
 _END_OF_HEAD = b"\r\n\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
 
 _HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n")
 _FIELD = re.compile(rb"([^:\r\n]+):[\t ]*([^\r\n]*?)[\t ]*\r\n")
 _HOST = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 _LENGTH = re.compile(r"\d{1,6}", re.ASCII)
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "content-encoding", "trailer", "te"})
-_JSON = "application/json"
 _NO_ARGS: ImmutableMultiDict[str, str] = ImmutableMultiDict()
 _CUT_OFF = bare_answer("the server is shutting down")
 
@@ -49,6 +50,7 @@ Respond: TypeAlias = Callable[[Asked, Mapping[str, str]], Awaitable[Response]]
 
 
 Found: TypeAlias = tuple[Callable[[], Awaitable[Response]] | None, bytes]
+"""What answers, None if others have to; and all of the bytes that came."""
 
 
 class DirectRequest:
@@ -60,7 +62,7 @@ class DirectRequest:
 
     method = "POST"
     args = _NO_ARGS
-    mimetype = _JSON
+    mimetype = JSON_MEDIA_TYPE
 
     def __init__(self, target: bytes, headers: Headers, body: bytes, missing: int) -> None:
         self.target = target
@@ -85,7 +87,7 @@ def plain_request(data: bytes) -> DirectRequest | None:
     length, body = values.get("content-length", ""), data[head.end() :]
     if not _LENGTH.fullmatch(length) or int(length) < len(body):
         return None
-    if values.get("content-type") != _JSON or not _HOST.fullmatch(values.get("host", "")):
+    if values.get("content-type") != JSON_MEDIA_TYPE or not _HOST.fullmatch(values.get("host", "")):
         return None
     if values.get("connection", "keep-alive").lower() != "keep-alive":
         return None
@@ -191,7 +193,7 @@ class DirectAnswer:
             held = b""
         async with stream as pieces:
             async for piece in pieces:
-                held += chunk(piece)
+                held += chunked(piece)
                 if not stream.is_at_end:
                     await self._connection.write(held)
                     held = b""
@@ -205,8 +207,3 @@ def _head(response: Response, line: bytes = b"") -> bytes:
     own = "".join([f"{name}: {value}\r\n" for name, value in fields if name not in untrue])
     date = format_date_time(time()).encode()
     return b"HTTP/1.1 %d \r\n%bdate: %b\r\n%b\r\n" % (response.status_code, own.encode(), date, line)
-
-
-def chunk(data: bytes) -> bytes:
-    """The data as a chunk of a body that comes in chunks (RFC 9112, section 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -29,7 +29,9 @@ from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
-from .direct import CLEANUP_SECONDS, DIRECT, DirectAnswer, DirectRoutes, chunk
+from providers.chunked import chunked
+
+from .direct import CLEANUP_SECONDS, DIRECT, DirectAnswer, DirectRoutes
 from .doorkeeper import LINGER_SECONDS, Doorkeeper
 from .http11 import Http11
 from .sse import WRITER
@@ -237,7 +239,7 @@ class Connection(TCPServer):
         """
         if self._unsent or self.send_lock.locked():
             return False
-        framed = chunk(data)
+        framed = chunked(data)
         try:
             sent = self.stream.send_now(framed)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from engine.errors import ProviderErrorCode
+from providers.chunked import LAST_CHUNK, chunked
 from providers.encoders import MOCKED_VENDORS, Format, answer_facts, encoded_reads, raw_reads, speaks
-from server.testing.vendor_bytes import LAST_CHUNK, chunked
 
 from .plan import AnswerPlan, UpstreamFault, Wire
 from .replies import Asked, reply_recording

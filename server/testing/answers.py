@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from engine.errors import ProviderErrorCode
+from providers.chunked import LAST_CHUNK, chunked
 from providers.encoders import Encoder, Format, answer_facts, encoded_reads, raw_reads, speaks
 from providers.recording import Recording
 from providers.replay import ReplayProvider
 
-from .vendor_bytes import LAST_CHUNK, Act, Until, answer, chunked
+from .vendor_bytes import Act, Until, answer
 
 Ending: TypeAlias = Literal["whole", "hang", "cut", "reset"]
 """How an answer's body ends: as HTTP ends one, not at all, or in the middle by a FIN or an RST."""

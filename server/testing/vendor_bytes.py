@@ -25,12 +25,6 @@ nothing more until the client goes.
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PLAIN_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-
-
-def chunked(data: bytes) -> bytes:
-    """The data as one chunk of a chunked body."""
-    return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:

@@ -8,7 +8,8 @@ from typing import Any
 
 import trio
 
-from server.testing.vendor_bytes import LAST_CHUNK, STREAM_HEAD, Act, answer, chunked, play, read_request
+from providers.chunked import LAST_CHUNK, chunked
+from server.testing.vendor_bytes import STREAM_HEAD, Act, answer, play, read_request
 from tests.harness.vendor import text_event
 
 __all__ = ["DONE_EVENT", "HELLO", "LAST_CHUNK", "RawVendor", "answer"]

@@ -15,8 +15,9 @@ from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
 from engine.pieces import FinishPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece, UsagePiece
+from providers.chunked import chunked
 from providers.recording import Recording
-from server.testing.vendor_bytes import PLAIN_STREAM_HEAD, STREAM_HEAD, Act, chunked
+from server.testing.vendor_bytes import PLAIN_STREAM_HEAD, STREAM_HEAD, Act
 from server.testing.vendor_bytes import play as play_acts
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import trio
 
+from providers.chunked import chunked
 from server.testing.memory_network import MemoryStream
-from server.testing.vendor_bytes import chunked
 from tests.harness.world import LUMOS, World
 
 CHAT_PATH = "/api/v1/agents/demo/chat/lumosai/stream"

@@ -14,10 +14,10 @@ import trio
 from trio.testing import MockClock
 
 from engine import DeadlineWish
+from providers.chunked import LAST_CHUNK
 from server.app import API
 from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS, MAX_BODY_BYTES, MAX_MESSAGE_CHARS
-from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import ScriptedProvider, text
 from tests.harness.world import STREAM_URL, World, open_world
 from tests.server.raw_http import (

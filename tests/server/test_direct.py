@@ -12,13 +12,13 @@ from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from engine import AgentStopped
+from providers.chunked import LAST_CHUNK
 from server.cors import Cors
 from server.direct import plain_request
 from server.guard import RequestGuard
 from server.requests import BODY_SECONDS
 from server.serving import REST_SECONDS
 from server.testing.memory_network import MemoryStream
-from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import SENT, ScriptedProvider, text
 from tests.harness.world import World, open_world
 from tests.server.raw_http import CHAT_PATH, HEAD_END, RawAnswer, chat_request, raw_client, request_bytes

@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock
 
 from engine import AgentStopped, Deadlines, TextDelta
+from providers.chunked import LAST_CHUNK
 from server.app import API
 from server.serving import Connection, ServingLimits
-from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
 from tests.harness.world import LUMOS, open_world
 from tests.server.raw_http import RawClient, chat_request, raw_client, request_bytes

@@ -22,13 +22,13 @@ from quart.wrappers.response import ResponseBody
 from trio.testing import MockClock
 
 from engine import AgentStopped, Deadlines, Emit, Error, GenerationComplete, RunSupervisor, TextDelta
+from providers.chunked import LAST_CHUNK
 from server.app import API, Services, create_app
 from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
 from server.serving import ServingLimits, serve
 from server.sse import EventStreamBody, stream_response
 from server.testing.memory_network import MemoryConnection
-from server.testing.vendor_bytes import LAST_CHUNK
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
 from tests.harness.world import LUMOS, World, open_world
 from tests.server.raw_http import (
