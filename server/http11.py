@@ -1,4 +1,4 @@
-"""Hypercorn's HTTP/1.1 with the cures it needs: what is refused, how answers end, and which requests skip ASGI."""
+"""Hypercorn's HTTP/1.1 with the cures it needs: what is refused, and how answers end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
 from hypercorn.protocol.ws_stream import WSStream
 
+from .direct import CLEANUP_SECONDS
 from .errors import RETRY_AFTER_SECONDS, bare_refusal
 from .websocket_protocol import GuardedWSStream, handshake_headers, is_upgrade
 
@@ -25,8 +26,6 @@ _HOST = re.compile(rb"(\[[\da-f:.]+\]|[\w-]+(\.[\w-]+)*\.?)?(:\d*)?", re.IGNOREC
 
 _UNANSWERED = [(b"content-length", b"0"), (b"connection", b"close")]
 """The headers of Hypercorn's own 500: the app's task has ended without a word, as it does when serving ends."""
-
-CLEANUP_SECONDS = 5.0
 
 _CUT_OFF_BODY = bare_refusal("the server is shutting down")
 

@@ -27,6 +27,7 @@ from .share_links import TOKEN
 from .sse import WatchedBody
 
 API = "/api/v1"
+_ID_IN_PATH = re.compile(r"\{(\w+)\}")
 
 BodyT = TypeVar("BodyT")
 QueryT = TypeVar("QueryT")
@@ -142,7 +143,7 @@ class Route:
     @property
     def path_ids(self) -> tuple[str, ...]:
         """The names of the ids in the path, in order."""
-        return tuple(re.findall(r"\{(\w+)\}", self.path))
+        return tuple(_ID_IN_PATH.findall(self.path))
 
 
 def install_routes(app: QuartTrio, services: Services, routes: Sequence[Route]) -> None:
@@ -151,7 +152,7 @@ def install_routes(app: QuartTrio, services: Services, routes: Sequence[Route]) 
         view = _view(route, services)
         for number, path in enumerate((route.path, *route.aliases)):
             app.add_url_rule(
-                re.sub(r"\{(\w+)\}", r"<\1>", path),
+                _ID_IN_PATH.sub(r"<\1>", path),
                 endpoint=f"{route.name}.{number}",
                 view_func=view,
                 methods=[route.method],
@@ -170,7 +171,7 @@ def direct_routes(services: Services, routes: Sequence[Route]) -> DirectRoutes:
 
 def _path_pattern(path: str) -> re.Pattern[bytes]:
     """Ids as they can be, and none of their characters in a percent's disguise."""
-    text = re.sub(r"\{(\w+)\}", lambda name: f"(?P<{name[1]}>{PATH_IDS[name[1]].pattern})", path)
+    text = _ID_IN_PATH.sub(lambda name: f"(?P<{name[1]}>{PATH_IDS[name[1]].pattern})", path)
     return re.compile(text.encode())
 
 
