@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, select
+from sqlalchemy import ColumnElement, CompoundSelect, Connection, RowMapping, Select, and_, delete, func, select
 
 from engine.provider import Message, ToolCall
 
@@ -113,14 +113,25 @@ def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
 
     Facts stay, and so do the rows of its runs.
     """
-    of_session = (owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
-    deleted = c.execute(delete(sessions).where(owned(sessions, scope), sessions.c.session_id == session_id))
-    if deleted.rowcount == 0:
+    of_session = and_(owned(sessions, scope), sessions.c.session_id == session_id)
+    if c.execute(select(sessions.c.session_id).where(of_session).with_for_update()).one_or_none() is None:
         return False
-    c.execute(delete(memories).where(*of_session))
-    drop_responses(c, and_(owned(runs, scope), runs.c.session_id == session_id))
-    drop_events(c, and_(owned(runs, scope), runs.c.session_id == session_id))
+    said_in_it = and_(owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
+    c.execute(delete(memories).where(said_in_it))
+    its_runs = runs.c.run_id.in_(_runs_of(scope, session_id))
+    drop_responses(c, its_runs)
+    drop_events(c, its_runs)
+    c.execute(delete(sessions).where(of_session))
     return True
+
+
+def _runs_of(scope: Scope, session_id: str) -> CompoundSelect[Any]:
+    """Ids of the session's runs: those that have messages, and those of an agent without memory."""
+    with_words = select(messages.c.run_id).where(owned(messages, scope), messages.c.session_id == session_id)
+    without = select(runs.c.run_id).where(
+        owned(runs, scope), runs.c.session_id == session_id, runs.c.unremembered.is_not(None)
+    )
+    return with_words.union_all(without)
 
 
 def _fitting(turns: Iterable[list[Message]], room: int) -> list[Message]:

@@ -154,7 +154,10 @@ runs = Table(
     Column("terminal_seq", BigInteger),
     Column("memory_updates", Integer),
     Column("usage_estimated", Boolean),
+    Column("unremembered", Boolean),
 )
+"""``unremembered`` is NULL, or true for a run whose words become no memory: its agent has none, or all was forgotten
+while it was under way."""
 
 run_events = Table(
     "run_events",

@@ -11,15 +11,15 @@ from sqlalchemy import BigInteger, Connection, and_, cast, func, select, update
 from engine.memory import TurnRecord
 from engine.provider import Message
 
-from .memories import keep_memory
-from .prepared import Prepared, constant, given
+from .memories import remember_said
+from .prepared import Prepared, Values, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
 from .schema import messages, owner_values, runs, sessions
 
 _PLACE = ("tenant_id", "user_id", "agent_id", "session_id")
-_BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq")
+_BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq", "unremembered")
 _SAID = tuple(column.name for column in messages.c if column.name != "number")
 _ENDED = (
     "status",
@@ -61,9 +61,9 @@ _NOTE_USE = Prepared(
     )
 )
 # PostgreSQL locks the session first and the run after it, as those do that delete the session. SQLite has one writer.
-_PLACE_OF_TURN = Prepared(
+_FIND_SAID = Prepared(
     lambda _: (
-        select(*(sessions.c[name] for name in _PLACE))
+        select(*(sessions.c[name] for name in _PLACE), messages.c.content)
         .join(messages, and_(*(messages.c[name] == sessions.c[name] for name in _PLACE)))
         .where(messages.c.run_id == given("run_id"), messages.c.role == constant("user"))
         .with_for_update(key_share=True, of=sessions)
@@ -74,26 +74,28 @@ _PLACE_OF_TURN = Prepared(
 def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> None:
-    """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
-    if not begin_run(c, scope, session_id, run_id, key_id, now):
-        return
+    """Keep the user's message and that its run is under way; once for each run id."""
     place = {**owner_values(scope), "session_id": session_id}
-    _TOUCH_SESSION.run(c, {**place, "updated_at": now})
-    _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
-    if message.content.strip():
-        keep_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+    if _add_run(c, place, run_id, key_id, now, remembered=True):
+        _TOUCH_SESSION.run(c, {**place, "updated_at": now})
+        _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
 
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
     """Keep that a run is under way, and nothing of what is said in it; False if that is known."""
+    place = {**owner_values(scope), "session_id": session_id}
+    return _add_run(c, place, run_id, key_id, now, remembered=False)
+
+
+def _add_run(c: Connection, place: Values, run_id: str, key_id: str | None, now: str, *, remembered: bool) -> bool:
     run = {
-        **owner_values(scope),
-        "session_id": session_id,
+        **place,
         "run_id": run_id,
         "key_id": key_id,
         "status": "running",
         "created_at": now,
         "reserved_seq": RESERVED_SEQ,
+        "unremembered": None if remembered else True,
     }
     return _ADD_RUN.run(c, run) == 1
 
@@ -101,9 +103,10 @@ def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id:
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     """Keep what the run left behind and how it ended; False, and nothing is changed, if it had ended or is unknown.
 
-    If the session was deleted meanwhile, only the run's row is kept, without its answer.
+    What the user said becomes a memory now. If the session was deleted meanwhile, only the run's row is kept, without
+    its answer.
     """
-    place = _place_of_turn(c, turn.run_id)
+    found = _FIND_SAID.rows(c, {"run_id": turn.run_id})
     ended = {
         "run_id": turn.run_id,
         "status": turn.status,
@@ -120,10 +123,18 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     }
     if _END_RUN.run(c, ended) == 0:
         return False
-    if place is not None:
+    for *place_values, content in found:
+        place = dict(zip(_PLACE, place_values, strict=True))
+        remember_said(c, turn.run_id, Scope(*place_values[:3]), content)
         _ADD_MESSAGE.run_each(c, [{**place, **row} for row in _rows(turn, now)])
         _NOTE_USE.run(c, {**place, "updated_at": now})
     return True
+
+
+def keep_said(c: Connection, run_id: str) -> None:
+    """Have what the user said in this run as a memory: for one that is ended without ``save_turn``."""
+    for tenant_id, user_id, agent_id, _, content in _FIND_SAID.rows(c, {"run_id": run_id}):
+        remember_said(c, run_id, Scope(tenant_id, user_id, agent_id), content)
 
 
 def find_run(c: Connection, run_id: str) -> StoredRun | None:
@@ -139,12 +150,6 @@ def tokens_used_since(c: Connection, key_id: str, since: str) -> int:
     used = func.coalesce(runs.c.input_tokens, 0) + func.coalesce(runs.c.output_tokens, 0)
     query = select(cast(func.coalesce(func.sum(used), 0), BigInteger)).where(runs.c.key_id == key_id)
     return int(c.execute(query.where(runs.c.ended_at >= since)).scalar_one())
-
-
-def _place_of_turn(c: Connection, run_id: str) -> dict[str, Any] | None:
-    """The session that the user's message is in, held until the transaction ends; None if it was deleted."""
-    found = _PLACE_OF_TURN.rows(c, {"run_id": run_id})
-    return dict(zip(_PLACE, found[0], strict=True)) if found else None
 
 
 def _rows(turn: TurnRecord, now: str) -> Iterator[dict[str, Any]]:
