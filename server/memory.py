@@ -129,7 +129,7 @@ class StoredMemory:
             await trio.lowlevel.checkpoint()
             return known.history
         await self._last_turn_kept()
-        return await self._database.read(history.history, self._scope, self._session_id, messages, self._run_id)
+        return await self._database.read(history.history, self._scope, self._session_id, messages)
 
     async def recall(self, text: str, limit: int) -> Sequence[MemoryEntry]:
         """What has to do with the text, without what the history shows; see ``Memory``."""
@@ -231,7 +231,7 @@ class StoredMemory:
 
     def _read_history(self, connection: Connection) -> Sequence[Message]:
         window = self._settings.context_window
-        return history.history(connection, self._scope, self._session_id, window, self._run_id)
+        return history.history(connection, self._scope, self._session_id, window)
 
     def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
         """Without a text that is shown or came before."""

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Insert, RowMapping, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, Insert, RowMapping, delete, func, or_, select, update
 
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
 from .prepared import InsertInto, Prepared, constant, given, rows_of_text
 from .rows import Scope, StoredMemory
-from .schema import memories, messages, owned, owner_values, page_size, runs
+from .schema import json_text, memories, messages, owned, owner_values, page_size, runs, storable_values
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
 
@@ -21,12 +21,19 @@ _OWNER = ("tenant_id", "user_id", "agent_id")
 _KEPT = tuple(column.name for column in memories.c if column.name != "number")
 _SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
 
-_ADD = Prepared(lambda insert: insert(memories).values({name: given(name) for name in _KEPT}).on_conflict_do_nothing())
+_ADD = Prepared(
+    lambda insert: insert(memories).values({name: given(memories.c[name]) for name in _KEPT}).on_conflict_do_nothing()
+)
 _COUNT = Prepared(
     lambda _: select(func.count()).select_from(memories).where(*(memories.c[name] == given(name) for name in _OWNER))
 )
 _ANY = Prepared(
-    lambda _: select(memories.c.number).where(*(memories.c[name] == given(name) for name in _OWNER)).limit(literal(1))
+    lambda _: (
+        select(memories.c.number)
+        .where(*(memories.c[name] == given(name) for name in _OWNER))
+        .limit(constant(1))
+        .offset(constant(0))
+    )
 )
 
 
@@ -97,7 +104,7 @@ def keep_memory(
         "memory_id": memory_id,
         "kind": kind,
         "text": text,
-        "metadata": dict(metadata),
+        "metadata": json_text(dict(metadata)),
         "session_id": session_id,
         "run_id": run_id,
         "created_at": now,
@@ -107,7 +114,7 @@ def keep_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    if not _ADD.run(c, row):
+    if not _ADD.run(c, storable_values(row)):
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
 
 
@@ -137,7 +144,7 @@ def count_memories(c: Connection, scope: Scope, kind: MemoryKind | None) -> int:
 
 def has_any(c: Connection, scope: Scope) -> bool:
     """Whether there is a memory."""
-    return bool(_ANY.rows(c, owner_values(scope)))
+    return bool(_ANY.rows(c, storable_values(owner_values(scope))))
 
 
 def update_memory(
@@ -182,7 +189,7 @@ def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list
     found = select_candidates(c, scope, terms)
     if not found:
         return []
-    ((total,),) = _COUNT.rows(c, owner_values(scope))
+    ((total,),) = _COUNT.rows(c, storable_values(owner_values(scope)))
     scores = rank(terms, found, total)[:limit]
     numbers = ", ".join(str(number) for number, _ in scores)
     chosen = rows_of_text(c, f"SELECT {', '.join(('number', *_SHOWN))} FROM memories WHERE number IN ({numbers})", {})
