@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -207,36 +207,35 @@ class StoredMemory:
             await trio.lowlevel.checkpoint()
             return ()
         vectors_until = trio.current_time() + seconds
-        by_words, shown = await self._database.read(self._find_by_words, text, limit, without_shown)
+        shown = await self._shown(text) if without_shown else frozenset[str]()
+        wanted = _more_than(limit, shown)
+        by_words = await self._database.read(memories.search_memories, self._scope, text, wanted)
         by_meaning: Sequence[rows.StoredMemory] = ()
         if self._meaning is not None:
             left = vectors_until - trio.current_time()
-            by_meaning = await self._meaning.nearest(self._scope, text, _more_than(limit, shown), left)
-        fitting = self._new_ones(fused(by_words, by_meaning), shown)
-        return tuple(_entry(memory) for memory in islice(fitting, limit))
+            by_meaning = await self._meaning.nearest(self._scope, text, wanted, left)
+        return _new_ones(fused(by_words, by_meaning), shown, limit)
 
-    def _find_by_words(
-        self, connection: Connection, text: str, limit: int, without_shown: bool
-    ) -> tuple[list[rows.StoredMemory], frozenset[str]]:
-        """In a worker thread: what the words find, and the user's texts that the model is shown anyway."""
-        shown: frozenset[str] = frozenset()
-        if without_shown:
-            said = self._known.history if self._known is not None else self._read_history(connection)
-            shown = frozenset([text, *(message.content for message in said if message.role == "user")])
-        wanted = _more_than(limit, shown)
-        return memories.search_memories(connection, self._scope, text, wanted), shown
+    async def _shown(self, text: str) -> frozenset[str]:
+        known = self._known
+        return _shown(text, await self._database.read(self._read_history) if known is None else known.history)
 
     def _read_history(self, connection: Connection) -> Sequence[Message]:
-        window = self._settings.context_window
-        return history.history(connection, self._scope, self._session_id, window)
+        return history.history(connection, self._scope, self._session_id, self._settings.context_window)
 
-    def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
-        """Without a text that is shown or came before."""
-        seen = set(shown)
-        for memory in found:
-            if memory.text not in seen:
-                seen.add(memory.text)
-                yield memory
+
+def _shown(text: str, said: Sequence[Message]) -> frozenset[str]:
+    """The user's texts that the model is shown anyway."""
+    return frozenset([text, *[message.content for message in said if message.role == "user"]])
+
+
+def _new_ones(found: Sequence[rows.StoredMemory], shown: frozenset[str], limit: int) -> Sequence[MemoryEntry]:
+    """So many at most, without a text that is shown or came before."""
+    new: dict[str, rows.StoredMemory] = {}
+    for memory in found:
+        if memory.text not in shown:
+            new.setdefault(memory.text, memory)
+    return tuple([_entry(memory) for memory in islice(new.values(), limit)])
 
 
 def _more_than(limit: int, shown: frozenset[str]) -> int:
