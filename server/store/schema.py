@@ -47,7 +47,8 @@ def storable(text: str) -> str:
     return text.replace("\0", REPLACEMENT).encode("utf-8", "replace").decode()
 
 
-def _storable_or_none(text: str | None) -> str | None:
+def storable_or_none(text: str | None) -> str | None:
+    """The same of a text that may be missing."""
     if text is None or (text.isascii() and "\0" not in text):
         return text
     return storable(text)
@@ -55,10 +56,7 @@ def _storable_or_none(text: str | None) -> str | None:
 
 def storable_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with every text as ``storable`` leaves it."""
-    return {
-        name: storable(value) if isinstance(value, str) and not (value.isascii() and "\0" not in value) else value
-        for name, value in values.items()
-    }
+    return {name: storable(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -87,7 +85,7 @@ class CleanText(TypeDecorator[str]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None]:  # noqa: ARG002
         """Clean what is stored or compared. Not by ``process_bind_param``: that is two calls more for each value."""
-        return _storable_or_none
+        return storable_or_none
 
 
 class JsonText(TypeDecorator[Any]):

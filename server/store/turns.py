@@ -16,7 +16,7 @@ from .prepared import Prepared, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
-from .schema import json_text, messages, owner_values, runs, sessions, storable_values
+from .schema import json_text, messages, owner_values, runs, sessions, storable, storable_or_none, storable_values
 
 _PLACE = ("tenant_id", "user_id", "agent_id", "session_id")
 _BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq", "unremembered")
@@ -75,8 +75,7 @@ def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> None:
     """Keep the user's message and that its run is under way; once for each run id."""
-    begun = _begun(scope, session_id, run_id, key_id, now) | {"updated_at": now, **_said(message)}
-    begun = storable_values(begun)
+    begun = _begun(scope, session_id, run_id, key_id, now) | _said(message)
     if _ADD_RUN.run(c, begun):
         _TOUCH_SESSION.run(c, begun)
         _ADD_MESSAGE.run(c, begun)
@@ -84,20 +83,15 @@ def begin_turn(
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
     """Keep that a run is under way, and nothing of what is said in it; False if that is known."""
-    begun = _begun(scope, session_id, run_id, key_id, now) | {"unremembered": True}
-    return _ADD_RUN.run(c, storable_values(begun)) == 1
+    return _ADD_RUN.run(c, _begun(scope, session_id, run_id, key_id, now) | {"unremembered": True}) == 1
 
 
 def _begun(scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> dict[str, Any]:
     return {
-        "tenant_id": scope.tenant_id,
-        "user_id": scope.user_id,
-        "agent_id": scope.agent_id,
-        "session_id": session_id,
-        "run_id": run_id,
-        "key_id": key_id,
+        **storable_values({**owner_values(scope), "session_id": session_id, "run_id": run_id, "key_id": key_id}),
         "status": "running",
         "created_at": now,
+        "updated_at": now,
         "reserved_seq": RESERVED_SEQ,
         "unremembered": None,
     }
@@ -109,14 +103,15 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     What the user said becomes a memory now. If the session was deleted meanwhile, only the run's row is kept, without
     its answer.
     """
-    found = _FIND_SAID.rows(c, {"run_id": turn.run_id})
+    run_id = storable(turn.run_id)
+    found = _FIND_SAID.rows(c, {"run_id": run_id})
     ended = {
-        "run_id": turn.run_id,
+        "run_id": run_id,
         "status": turn.status,
         "ended_at": now,
         "error_code": turn.error_code,
-        "reason": turn.reason,
-        "response": turn.response,
+        "reason": storable_or_none(turn.reason),
+        "response": storable(turn.response),
         "total_steps": turn.total_steps,
         "elapsed_ms": turn.elapsed_ms,
         "ttfb_ms": turn.ttfb_ms,
@@ -124,13 +119,13 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
         "output_tokens": turn.usage.output_tokens if turn.usage else None,
         "usage_estimated": turn.usage.estimated if turn.usage else None,
     }
-    if _END_RUN.run(c, storable_values(ended)) == 0:
+    if _END_RUN.run(c, ended) == 0:
         return False
     for tenant_id, user_id, agent_id, session_id, content in found:
         scope = Scope(tenant_id, user_id, agent_id)
-        remember_said(c, turn.run_id, scope, content)
-        place = {**owner_values(scope), "session_id": session_id, "run_id": turn.run_id, "created_at": now}
-        _ADD_MESSAGE.run_each(c, [storable_values({**place, **row}) for row in _rows(turn)])
+        remember_said(c, run_id, scope, content)
+        place = {**owner_values(scope), "session_id": session_id, "run_id": run_id, "created_at": now}
+        _ADD_MESSAGE.run_each(c, [{**place, **row} for row in _rows(turn)])
         _NOTE_USE.run(c, {**place, "updated_at": now})
     return True
 
@@ -173,10 +168,10 @@ def _said(message: Message, *, partial: bool = False) -> dict[str, Any]:
     calls = message.tool_calls
     return {
         "role": message.role,
-        "content": message.content,
+        "content": storable(message.content),
         "images": json_text(list(message.images)) if message.images else "[]",
         "tool_calls": json_text([msgspec.structs.asdict(call) for call in calls]) if calls else "[]",
-        "tool_call_id": message.tool_call_id,
+        "tool_call_id": storable_or_none(message.tool_call_id),
         "tool_failed": message.tool_failed,
         "partial": partial,
     }
