@@ -7,6 +7,7 @@ cancelled. After that a failure is the answer's failure: nothing is ever spliced
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from math import inf
 from random import Random
 
@@ -40,6 +41,10 @@ FINAL_CODES = frozenset({"upstream.content_policy"})
 
 BLAMELESS_CODES = frozenset({"upstream.context_length", "upstream.content_policy", "upstream.invalid_request"})
 """What says nothing of the provider's health, so that no circuit breaker counts it."""
+
+
+_ENTERED = nullcontext()
+"""In place of the scope of an attempt that the run has entered already."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +91,8 @@ class FailoverProvider:
         self._policy = policy or FailoverPolicy()
         self._random = random or Random()
         self._links = [(link, CircuitBreaker(self._policy.breaker)) for link in links]
+        # Then the first attempt is under the run's own deadlines: a miss ends the answer by either.
+        self._is_plain = len(links) == 1 and links[0].connect is links[0].first_token is None
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         """Answer from the first link that can; see ``engine.provider.Provider``.
@@ -94,7 +101,8 @@ class FailoverProvider:
             ProviderError: the committed attempt's, or else the last attempt's; ``upstream.overloaded`` with
                 ``retry_after`` if every circuit is open.
         """
-        emit((AttemptsPiece(),))
+        if not self._is_plain or request.progress is None:
+            emit((AttemptsPiece(),))
         if self._policy.hedge_after is not None and len(self._links) > 1:
             answer = await self._race(request, emit, self._policy.hedge_after)
         else:
@@ -135,7 +143,8 @@ class FailoverProvider:
                 if permit is None:
                     answer.failure = answer.failure or self._open_circuits()
                     break
-                attempt = _Attempt(link, breaker, permit, answer, request)
+                progress = request.progress if self._is_plain and tries == 0 else None
+                attempt = _Attempt(link, breaker, permit, answer, request, progress)
                 yield attempt
                 error = attempt.error
                 if error is not None and error.code in FINAL_CODES:
@@ -143,6 +152,8 @@ class FailoverProvider:
                 pause = self._pause_before_retry(error, tries) if error is not None else None  # slow: hedge
                 if pause is None or tries == link.retries:
                     break
+                if progress is not None:
+                    answer.emit((AttemptsPiece(),))
                 yield pause
 
     def _pause_before_retry(self, error: ProviderError, tries: int) -> float | None:
@@ -226,17 +237,26 @@ class _Race(_Answer):
 
 
 class _Attempt:
-    """One request to one provider, under its own connect and first-token deadlines.
+    """One request to one provider, under connect and first-token deadlines of its own, or under the run's.
 
     ``error`` is what it failed with, unless an attempt was committed to before.
     """
 
+    __slots__ = ("_answer", "_breaker", "_held", "_permit", "_request", "_scope", "error", "link", "progress")
+
     def __init__(
-        self, link: Link, breaker: CircuitBreaker, permit: Permit, answer: _Answer, request: ModelRequest
+        self,
+        link: Link,
+        breaker: CircuitBreaker,
+        permit: Permit,
+        answer: _Answer,
+        request: ModelRequest,
+        progress: Progress | None,
     ) -> None:
         self.link = link
-        self.progress = Progress(self._deadlines(request.deadlines))
+        self.progress = progress or Progress(self._deadlines(request.deadlines))
         self.error: ProviderError | None = None
+        self._scope = self.progress.scope if progress is None else _ENTERED
         self._breaker = breaker
         self._permit = permit
         self._answer = answer
@@ -246,7 +266,7 @@ class _Attempt:
     async def run(self) -> None:
         """Ask the provider; every outcome is told to the answer and the breaker."""
         try:
-            with self.progress.scope:
+            with self._scope:
                 await self.link.provider.stream(self._request, self._take)
                 await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                 self._commit()  # an answer without content is one too
@@ -254,10 +274,10 @@ class _Attempt:
             if not self.progress.scope.cancel_called:
                 self._fail(error)
         finally:
+            if not self._answer.decided and self.progress.scope.cancel_called:
+                code = self.progress.error_code
+                self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
             self._breaker.released(self._permit)
-        if self.progress.scope.cancel_called and not self._answer.decided:
-            code = self.progress.error_code
-            self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
 
     def _deadlines(self, of_run: Deadlines) -> Deadlines:
         if self.link.connect is None and self.link.first_token is None:
@@ -277,7 +297,8 @@ class _Attempt:
         any_content = False
         for piece in pieces:
             if isinstance(piece, RequestSentPiece):
-                self.progress.enter("first_token")
+                if self._scope is not _ENTERED:
+                    self.progress.enter("first_token")
                 self._answer.emit((piece,))
             else:
                 self._held.append(piece)
@@ -288,7 +309,8 @@ class _Attempt:
     def _commit(self) -> None:
         if self._answer.decided:
             return
-        self.progress.enter("attempts")  # the run's own deadline rules from here
+        if self._scope is not _ENTERED:
+            self.progress.enter("attempts")  # the run's own deadline rules from here
         self._breaker.succeeded(self._permit)
         held, self._held = self._held, []
         self._answer.commit(self, held)
