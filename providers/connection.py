@@ -169,10 +169,11 @@ class Connection:
                     with self._reading:
                         raise self._fault
                 self._take_body(bytes(await self._stream.receive_some(READ_BYTES)))
-        except BaseException as exc:
+        except _BROKEN as exc:
             await self.aclose()
-            if isinstance(exc, _BROKEN):
-                raise _as_read_error(exc) from exc
+            raise _as_read_error(exc) from exc
+        except BaseException:
+            await self.aclose()
             raise
         chunk, self._parsed = self._parsed, b""
         return chunk

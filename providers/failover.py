@@ -6,7 +6,7 @@ cancelled. After that a failure is the answer's failure: nothing is ever spliced
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from math import inf
 from random import Random
@@ -222,18 +222,17 @@ class _Race(_Answer):
         """Until one is committed to, this attempt, which has begun, has failed, or so many seconds have passed."""
         self._attempts.append(attempt)
         with trio.move_on_after(seconds):
-            while not self.decided and attempt.error is None:
-                await self._wait_news()
+            await self._wait_until(lambda: self.decided or attempt.error is not None)
 
     async def sleep(self, seconds: float) -> None:
         """A pause that ends early when a hedged attempt is committed to."""
         with trio.move_on_after(seconds):
-            while not self.decided:
-                await self._wait_news()
+            await self._wait_until(lambda: self.decided)
 
-    async def _wait_news(self) -> None:
-        self._news = trio.Event()
-        await self._news.wait()
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news = trio.Event()
+            await self._news.wait()
 
 
 class _Attempt:

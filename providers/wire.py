@@ -137,19 +137,18 @@ class EventStreamDecoder:
 
     def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
         """Append the pieces that these bytes completed; see ``Decoder``."""
+        too_large = None
         try:
             events: Sequence[ServerSentEvent] = self._events.feed(chunk)
         except EventTooLargeError as error:
-            self._decode_events(error.events, pieces)
-            raise ProviderError("upstream.protocol", f"the model sent too much at once: {error}") from error
-        self._decode_events(events, pieces)
-
-    def _decode_events(self, events: Sequence[ServerSentEvent], pieces: list[Piece]) -> None:
+            events, too_large = error.events, error
         for event in events:
             if self.done:
                 self.overrun = True
                 break
             self.decode_event(event, pieces)
+        if too_large is not None:
+            raise ProviderError("upstream.protocol", f"the model sent too much at once: {too_large}") from too_large
 
     @abstractmethod
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
