@@ -108,7 +108,8 @@ class ModelCall:
         spent: Usage | None = None,
     ) -> None:
         self.step_id = step_id
-        self.request = request
+        self._progress = Progress(request.deadlines)
+        self.request = msgspec.structs.replace(request, progress=self._progress)
         self.finish_reason: FinishReason | None = None
         self.answered_by: AnsweredByPiece | None = None
         self._emitter = emitter
@@ -118,7 +119,6 @@ class ModelCall:
         self._call_ids = call_ids
         self._model_ids = UniqueIds()
         self._spent = spent
-        self._progress = Progress(request.deadlines)
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, CallInProgress] = {}

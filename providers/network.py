@@ -68,7 +68,7 @@ class TcpConnect:
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open."""
         context = await self._trust.context() if tls else None
-        stream = TcpStream(await trio.open_tcp_stream(host, port))
+        stream = TcpStream.of(await trio.open_tcp_stream(host, port))
         return await open_tls(stream, context, host) if context else stream
 
 
