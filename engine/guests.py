@@ -26,9 +26,12 @@ class Guests:
 
     Args:
         on_bug: hears of what a guest's own host raised: a bug of ours, that ends the run and nothing else.
+        nursery: theirs; None for a run that has none.
     """
 
-    def __init__(self, run_id: str, nursery: trio.Nursery, on_bug: Callable[[Exception], None]) -> None:
+    __slots__ = ("_here", "_nursery", "_on_bug", "run_id")
+
+    def __init__(self, run_id: str, on_bug: Callable[[Exception], None], nursery: trio.Nursery | None = None) -> None:
         self.run_id = run_id
         self._nursery = nursery
         self._on_bug = on_bug
@@ -41,10 +44,16 @@ class Guests:
 
     def invite(self, name: str, visit: Callable[[], Awaitable[None]]) -> trio.Event:
         """Start a task for it; the event is set when it has gone."""
+        assert self._nursery is not None, f"there is no room for {name}"
         gone = trio.Event()
         self._here[gone] = name
         self._nursery.start_soon(self._host, visit, gone, name=name)
         return gone
+
+    def cancel(self) -> None:
+        """The run has ended: those that are still there are to go."""
+        if self._here and self._nursery is not None:
+            self._nursery.cancel_scope.cancel(reason="the run has ended")
 
     async def wait_gone(self) -> None:
         """Until all have gone."""

@@ -139,6 +139,8 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
         recall_limit: remembered things that the model is shown.
         has_document: whether there can be a working memory: else it is not read.
         at_hand: what need not be read; synchronous, does not raise.
+        is_prompt: whether reads and ``save_turn`` return at once when they are cancelled, whatever they wait for: they
+            then need no task of their own, and without tools the run has no nursery.
         wait: seconds that the reads may hold the model's request back; what has not come by then is gone without.
     """
 
@@ -148,6 +150,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True):
     wait: float = 0.2
     has_document: bool = True
     at_hand: Callable[[], AtHand] = AtHand
+    is_prompt: bool = False
 
     def __post_init__(self) -> None:
         if self.context_window < 0 or self.recall_limit < 0 or not self.wait >= 0:

@@ -60,15 +60,30 @@ async def read_context(
         except Exception:
             _logger.warning("run %s goes on without its %s", guests.run_id, name, exc_info=True)
 
-    reads = [guests.invite(f"memory {name}", partial(read, name, part)) for name, part in parts.items()]
-    with trio.CancelScope(deadline=deadline) as limit:  # noqa: ASYNC912 - there are some
-        for gone in reads:
-            await gone.wait()
+    await _side_by_side({name: partial(read, name, part) for name, part in parts.items()}, use, guests, deadline)
     missed = [name for name in parts if name not in arrived]
-    if limit.cancelled_caught:
+    if missed and trio.current_time() >= deadline:
         names = ", ".join(missed)
         _logger.warning("run %s goes on without its %s: not read within %g s", guests.run_id, names, use.wait)
     return RunContext(**arrived, missed=missed)
+
+
+async def _side_by_side(
+    reads: dict[str, Callable[[], Awaitable[None]]], use: MemoryUse, guests: Guests, deadline: float
+) -> None:
+    """Until all have ended, or the deadline: where they do not let themselves be cancelled, they stay behind."""
+    if not use.is_prompt:
+        gone = [guests.invite(f"memory {name}", read) for name, read in reads.items()]
+        with trio.CancelScope(deadline=deadline):  # noqa: ASYNC912 - there are some
+            for one in gone:
+                await one.wait()
+    elif len(reads) == 1:
+        for read in reads.values():
+            await read()
+    else:
+        async with trio.open_nursery() as nursery:
+            for read in reads.values():
+                nursery.start_soon(read)
 
 
 def _at_hand(use: MemoryUse, tracer: Tracer, parent: Span) -> dict[str, Any]:

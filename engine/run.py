@@ -7,7 +7,7 @@ event to its log; the first to do so wins, and everything the run started is gon
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -83,8 +83,7 @@ class Run:
         self._over = trio.Event()
         self._total_until = self.started_at + spec.deadlines.total
         self._unread_until = self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
-        # Ends the run from outside, and at the earlier of these: no timer task.
-        self._scope = trio.CancelScope(deadline=min(self._total_until, self._unread_until))
+        self._scope: trio.CancelScope | None = None  # from its task's first step
         self.log.on_readers_changed = self._readers_changed
         self._emitter.emit(AgentStarted(spec.agent_id, run_id, wall_clock().isoformat()))
         self._emit_metadata()
@@ -133,30 +132,36 @@ class Run:
 
         What only a living run needs is dropped: an ended one is its log, the times and the names.
         """
-        span = self._tracer.begin("run", self.spec.agent_id, agent_id=self.spec.agent_id)
+        if not self._has_guests:
+            await self._execute(Guests(self.id, self._crash))
+            return
         async with trio.open_nursery() as nursery:
-            guests = Guests(self.id, nursery, self._crash)
-            try:
-                if not self.log.ended:  # else before its first step: the model is not asked
-                    await self._execute(guests, span)
-            finally:
-                if guests.names:
-                    nursery.cancel_scope.cancel(reason="the run has ended")
-                await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
-                self._over.set()
+            await self._execute(Guests(self.id, self._crash, nursery))
 
-    async def _execute(self, guests: Guests, span: Span) -> None:
+    @property
+    def _has_guests(self) -> bool:
+        use = self.spec.memory_use
+        return bool(self.spec.tool_use.tools) or not (use is None or use.is_prompt)
+
+    async def _execute(self, guests: Guests) -> None:
+        span = self._tracer.begin("run", self.spec.agent_id, agent_id=self.spec.agent_id)
         try:
-            with self._scope:
-                call = await self._loop.answer(guests, span)
-                if call is not None:
-                    await self._complete(guests, call.finish_reason)
-            if self._scope.cancelled_caught:
-                self._end_in_time()
+            if not self.log.ended:  # else before its first step: the model is not asked
+                # Ends the run from outside, and at the earlier of these: no timer task.
+                self._scope = trio.CancelScope(deadline=min(self._total_until, self._unread_until))
+                with self._scope:
+                    call = await self._loop.answer(guests, span)
+                    if call is not None:
+                        await self._complete(guests, call.finish_reason)
+                if self._scope.cancelled_caught:
+                    self._end_in_time()
         except* Exception as bugs:  # noqa: BLE001 - the run's last line: a bug ends this run and no other
             self._crash(bugs)
         finally:
             self.fail("interrupted", "the server ended the run")
+            guests.cancel()
+            await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
+            self._over.set()
 
     def _end_in_time(self) -> None:
         """Which deadline it was; nothing is done if it was none, but what ended the run before."""
@@ -207,7 +212,8 @@ class Run:
         if self._terminal is not None:
             return False
         self._end(lambda: AgentStopped(short(reason), self.response, self.usage))
-        self._scope.cancel(reason=f"run stopped: {reason}")
+        if self._scope is not None:
+            self._scope.cancel(reason=f"run stopped: {reason}")
         return True
 
     def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
@@ -215,7 +221,8 @@ class Run:
         if self._terminal is not None:
             return False
         self._end(lambda: Error(code, short(content), self.response, self.usage, retry_after))
-        self._scope.cancel(reason=f"run failed: {code}")
+        if self._scope is not None:
+            self._scope.cancel(reason=f"run failed: {code}")
         return True
 
     def note_content(self) -> None:
@@ -254,9 +261,12 @@ class Run:
             _logger.exception("an observer failed at %s of run %s", turning_point, self.id)
 
     def _readers_changed(self, readers: int) -> None:
-        if not self._scope.cancel_called:
-            self._unread_until = inf if readers else trio.current_time() + self.spec.resume_grace
-            self._scope.deadline = min(self._total_until, self._unread_until)
+        scope = self._scope
+        if self._terminal is not None or (scope is not None and scope.cancel_called):
+            return
+        self._unread_until = inf if readers else trio.current_time() + self.spec.resume_grace
+        if scope is not None:
+            scope.deadline = min(self._total_until, self._unread_until)
 
     def _emit_metadata(self) -> None:
         if self.spec.streaming.emit_metadata:
@@ -266,22 +276,24 @@ class Run:
 
     async def _save(self, guests: Guests) -> None:
         """Let the memory keep the turn, once, in bounded time; of a run that broke off, what there was."""
-        if self.spec.memory_use is None or self._terminal is None or self._saved:
+        use = self.spec.memory_use
+        if use is None or self._terminal is None or self._saved:
             return
         self._saved = True
-        record = self._turn_record(self._terminal)
-        gone = guests.invite("memory save_turn", partial(self._save_turn, self.spec.memory_use.memory, record))
+        save = partial(self._save_turn, use.memory, self._turn_record(self._terminal))
         with trio.move_on_after(SAVE_SECONDS, shield=True) as limit:
-            await gone.wait()
+            if use.is_prompt:
+                await save()
+            else:
+                await guests.invite("memory save_turn", partial(_shielded, save)).wait()
         if limit.cancelled_caught:
             _logger.error("the turn of run %s was not kept within %g s", self.id, SAVE_SECONDS)
 
     async def _save_turn(self, memory: Memory, record: TurnRecord) -> None:
-        with trio.move_on_after(SAVE_SECONDS, shield=True):  # noqa: ASYNC912 - the memory may not need to wait
-            try:
-                await tamed(partial(memory.save_turn, record))
-            except Exception:
-                _logger.exception("the turn of run %s could not be kept", self.id)
+        try:
+            await tamed(partial(memory.save_turn, record))
+        except Exception:
+            _logger.exception("the turn of run %s could not be kept", self.id)
 
     def _turn_record(self, terminal: TerminalEvent) -> TurnRecord:
         return TurnRecord(
@@ -296,6 +308,11 @@ class Run:
             error_code=terminal.code if isinstance(terminal, Error) else None,
             reason=terminal.reason if isinstance(terminal, AgentStopped) else None,
         )
+
+
+async def _shielded(save: Callable[[], Awaitable[None]]) -> None:
+    with trio.move_on_after(SAVE_SECONDS, shield=True):  # noqa: ASYNC912 - the memory may not need to wait
+        await save()
 
 
 _INTERNAL_TEXT = "internal error"

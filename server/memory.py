@@ -129,7 +129,7 @@ class StoredMemory:
             await trio.lowlevel.checkpoint()
             return known.history
         await self._last_turn_kept()
-        return await self._database.read(history.history, self._scope, self._session_id, messages, self._run_id)
+        return await self._database.read(history.history, self._scope, self._session_id, messages)
 
     async def recall(self, text: str, limit: int) -> Sequence[MemoryEntry]:
         """What has to do with the text, without what the history shows; see ``Memory``."""
@@ -195,8 +195,9 @@ class StoredMemory:
 
     def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""
+        known = _Known(self._read_history(connection), memories.has_any(connection, self._scope))
         turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
-        return _Known(self._read_history(connection), memories.has_any(connection, self._scope, run_id))
+        return known
 
     def _add_fact(self, connection: Connection, memory_id: str, text: str, now: str) -> rows.StoredMemory:
         return memories.add_memory(
@@ -226,17 +227,17 @@ class StoredMemory:
             said = self._known.history if self._known is not None else self._read_history(connection)
             shown = frozenset([text, *(message.content for message in said if message.role == "user")])
         wanted = _more_than(limit, shown)
-        return memories.search_memories(connection, self._scope, text, wanted, self._run_id), shown
+        return memories.search_memories(connection, self._scope, text, wanted), shown
 
     def _read_history(self, connection: Connection) -> Sequence[Message]:
         window = self._settings.context_window
-        return history.history(connection, self._scope, self._session_id, window, self._run_id)
+        return history.history(connection, self._scope, self._session_id, window)
 
     def _new_ones(self, found: Sequence[rows.StoredMemory], shown: frozenset[str]) -> Iterator[rows.StoredMemory]:
-        """Without the message under way, and without a text that is shown or came before."""
+        """Without a text that is shown or came before."""
         seen = set(shown)
         for memory in found:
-            if memory.id != self._run_id and memory.text not in seen:
+            if memory.text not in seen:
                 seen.add(memory.text)
                 yield memory
 

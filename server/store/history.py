@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, delete, func, select
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    and_,
+    delete,
+    func,
+    select,
+    type_coerce,
+)
 
 from engine.provider import Message, ToolCall
 
@@ -15,7 +28,7 @@ from .prepared import InsertInto, Prepared, Row, constant, given
 from .rows import Scope, StoredMessage, StoredSession
 from .run_events import drop_events
 from .run_texts import drop_responses
-from .schema import memories, messages, owned, owner_values, page_size, runs, sessions
+from .schema import memories, messages, owned, owner_values, page_size, runs, sessions, storable_values
 
 SPOKEN_ROLES = ("user", "assistant")
 
@@ -26,22 +39,21 @@ def _select_last_turns(_: InsertInto) -> Select[Any]:
         select(messages.c.run_id, messages.c.number.label("began"))
         .join(runs, runs.c.run_id == messages.c.run_id)
         .where(*of_session, messages.c.role == constant("user"), runs.c.status != constant("running"))
-        .where(messages.c.run_id != given("without_run"))
         .order_by(messages.c.number.desc())
         .limit(given("limit"))
+        .offset(constant(0))
         .subquery("turns")
     )
-    said = ("run_id", "role", "content", "images", "tool_calls", "tool_call_id", "tool_failed")
-    whole = select(*(messages.c[name] for name in said)).join(turns, turns.c.run_id == messages.c.run_id)
+    plain = (messages.c[name] for name in ("run_id", "role", "content", "tool_call_id", "tool_failed"))
+    as_json = (type_coerce(messages.c[name], Text) for name in ("images", "tool_calls"))
+    whole = select(*plain, *as_json).join(turns, turns.c.run_id == messages.c.run_id)
     return whole.order_by(turns.c.began.desc(), messages.c.number)
 
 
 _LAST_TURNS = Prepared(_select_last_turns)
 
 
-def history(
-    c: Connection, scope: Scope, session_id: str, messages_wanted: int, without_run: str | None
-) -> list[Message]:
+def history(c: Connection, scope: Scope, session_id: str, messages_wanted: int) -> list[Message]:
     """The last messages of the session's ended turns, at most so many, whole turns, oldest first.
 
     A turn that does not fit whole is reduced to the user's message and the assistant's texts if that fits, and is the
@@ -49,13 +61,8 @@ def history(
     """
     if messages_wanted < 1:
         return []
-    values = {
-        **owner_values(scope),
-        "session_id": session_id,
-        "without_run": without_run or "",
-        "limit": page_size(messages_wanted),
-    }
-    rows = _LAST_TURNS.rows(c, values)
+    place = storable_values({**owner_values(scope), "session_id": session_id})
+    rows = _LAST_TURNS.rows(c, {**place, "limit": page_size(messages_wanted)})
     return _fitting(([_message(row) for row in turn] for _, turn in groupby(rows, _run_of)), messages_wanted)
 
 
@@ -113,14 +120,25 @@ def delete_session(c: Connection, scope: Scope, session_id: str) -> bool:
 
     Facts stay, and so do the rows of its runs.
     """
-    of_session = (owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
-    deleted = c.execute(delete(sessions).where(owned(sessions, scope), sessions.c.session_id == session_id))
-    if deleted.rowcount == 0:
+    of_session = and_(owned(sessions, scope), sessions.c.session_id == session_id)
+    if c.execute(select(sessions.c.session_id).where(of_session).with_for_update()).one_or_none() is None:
         return False
-    c.execute(delete(memories).where(*of_session))
-    drop_responses(c, and_(owned(runs, scope), runs.c.session_id == session_id))
-    drop_events(c, and_(owned(runs, scope), runs.c.session_id == session_id))
+    said_in_it = and_(owned(memories, scope), memories.c.session_id == session_id, memories.c.kind == "said")
+    c.execute(delete(memories).where(said_in_it))
+    its_runs = runs.c.run_id.in_(_runs_of(scope, session_id))
+    drop_responses(c, its_runs)
+    drop_events(c, its_runs)
+    c.execute(delete(sessions).where(of_session))
     return True
+
+
+def _runs_of(scope: Scope, session_id: str) -> CompoundSelect[Any]:
+    """Ids of the session's runs: those that have messages, and those of an agent without memory."""
+    with_words = select(messages.c.run_id).where(owned(messages, scope), messages.c.session_id == session_id)
+    without = select(runs.c.run_id).where(
+        owned(runs, scope), runs.c.session_id == session_id, runs.c.unremembered.is_not(None)
+    )
+    return with_words.union_all(without)
 
 
 def _fitting(turns: Iterable[list[Message]], room: int) -> list[Message]:
@@ -172,14 +190,14 @@ def _run_of(row: Row) -> str:
 
 
 def _message(row: Row) -> Message:
-    _, role, content, images, tool_calls, tool_call_id, tool_failed = row
+    _, role, content, tool_call_id, tool_failed, images, tool_calls = row
     return Message(
         role=role,
         content=content,
-        images=tuple(images),
-        tool_calls=tuple(ToolCall(**call) for call in tool_calls),
+        images=() if images == "[]" else tuple(json.loads(images)),
+        tool_calls=() if tool_calls == "[]" else tuple(ToolCall(**call) for call in json.loads(tool_calls)),
         tool_call_id=tool_call_id,
-        tool_failed=tool_failed,
+        tool_failed=bool(tool_failed),
     )
 
 

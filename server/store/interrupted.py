@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, and_, delete, or_, select, update
 
 from engine import Message, Usage
 from engine.errors import ErrorCode
@@ -34,7 +34,7 @@ from engine.usage import estimated_usage
 from .rows import StoredRun
 from .run_events import NewEvents, add_events, last_seq_of, page_of_events
 from .schema import idempotency_keys, messages, run_events, runs
-from .turns import find_run, save_turn
+from .turns import find_run, keep_said, save_turn
 
 _decode = msgspec.json.Decoder(Event).decode
 _encode = msgspec.json.Encoder().encode
@@ -69,9 +69,13 @@ def interrupt_runs(c: Connection, now: str) -> int:
     for run_id, status in c.execute(open_events).all():
         end_run(c, run_id, "interrupted", now)
         interrupted += status == "running"
-    without_events = update(runs).where(runs.c.status == "running")
+    without_events = and_(
+        runs.c.status == "running", or_(runs.c.reserved_seq.is_(None), runs.c.terminal_seq.is_not(None))
+    )
+    for run_id in c.execute(select(runs.c.run_id).where(without_events)).scalars().all():
+        keep_said(c, run_id)
     fields = {"status": "error", "error_code": "interrupted", "ended_at": now}
-    return interrupted + c.execute(without_events.values(fields)).rowcount
+    return interrupted + c.execute(update(runs).where(without_events).values(fields)).rowcount
 
 
 def end_run(

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, or_, select, update
+from sqlalchemy import Connection, Insert, RowMapping, delete, func, or_, select, update
 
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
-from .prepared import Prepared, given, rows_of_text
+from .prepared import InsertInto, Prepared, constant, given, rows_of_text
 from .rows import Scope, StoredMemory
-from .schema import memories, owned, owner_values, page_size
+from .schema import json_text, memories, messages, owned, owner_values, page_size, runs, storable_values
 from .search import rank, select_candidates
 from .search_terms import index_terms, owner_term, query_terms
 
@@ -21,17 +21,53 @@ _OWNER = ("tenant_id", "user_id", "agent_id")
 _KEPT = tuple(column.name for column in memories.c if column.name != "number")
 _SHOWN = ("memory_id", "text", "kind", "created_at", "updated_at", "session_id", "metadata")
 
-_ADD = Prepared(lambda insert: insert(memories).values({name: given(name) for name in _KEPT}).on_conflict_do_nothing())
+_ADD = Prepared(
+    lambda insert: insert(memories).values({name: given(memories.c[name]) for name in _KEPT}).on_conflict_do_nothing()
+)
 _COUNT = Prepared(
     lambda _: select(func.count()).select_from(memories).where(*(memories.c[name] == given(name) for name in _OWNER))
 )
 _ANY = Prepared(
     lambda _: (
         select(memories.c.number)
-        .where(*(memories.c[name] == given(name) for name in _OWNER), memories.c.memory_id != given("memory_id"))
-        .limit(1)
+        .where(*(memories.c[name] == given(name) for name in _OWNER))
+        .limit(constant(1))
+        .offset(constant(0))
     )
 )
+
+
+def _insert_said(insert: InsertInto) -> Insert:
+    """The user's message of a run, unless its row says that it is to be no memory."""
+    said = {name: messages.c[name] for name in (*_OWNER, "session_id", "run_id", "created_at")} | {
+        "memory_id": messages.c.run_id,
+        "kind": constant("said"),
+        "text": messages.c.content,
+        "metadata": constant("{}"),
+        "updated_at": messages.c.created_at,
+        "owner": given(memories.c.owner),
+        "terms": given(memories.c.terms),
+    }
+    chosen = (
+        select(*said.values())
+        .join(runs, runs.c.run_id == messages.c.run_id)
+        .where(messages.c.run_id == given("run_id"), messages.c.role == constant("user"))
+        .where(runs.c.unremembered.is_(None))
+    )
+    adding: Insert = insert(memories).from_select(list(said), chosen).on_conflict_do_nothing()
+    return adding
+
+
+_ADD_SAID = Prepared(_insert_said)
+
+
+def remember_said(c: Connection, run_id: str, scope: Scope, text: str) -> None:
+    """Keep the user's message of a run as a memory, once; a blank one, or one that was forgotten meanwhile, not.
+
+    ``text`` is what it says.
+    """
+    if text.strip():
+        _ADD_SAID.run(c, {"run_id": run_id, "owner": owner_term(scope), "terms": " ".join(index_terms(text))})
 
 
 def add_memory(
@@ -68,7 +104,7 @@ def keep_memory(
         "memory_id": memory_id,
         "kind": kind,
         "text": text,
-        "metadata": dict(metadata),
+        "metadata": json_text(dict(metadata)),
         "session_id": session_id,
         "run_id": run_id,
         "created_at": now,
@@ -78,7 +114,7 @@ def keep_memory(
         "owner": owner_term(scope),
         "terms": " ".join(index_terms(text)),
     }
-    if not _ADD.run(c, row):
+    if not _ADD.run(c, storable_values(row)):
         raise AlreadyThereError(f"there is a memory {memory_id!r} already")
 
 
@@ -106,9 +142,9 @@ def count_memories(c: Connection, scope: Scope, kind: MemoryKind | None) -> int:
     return c.execute(query).scalar_one()
 
 
-def has_any(c: Connection, scope: Scope, without: str) -> bool:
-    """Whether there is a memory but for that of this id."""
-    return bool(_ANY.rows(c, {**owner_values(scope), "memory_id": without}))
+def has_any(c: Connection, scope: Scope) -> bool:
+    """Whether there is a memory."""
+    return bool(_ANY.rows(c, storable_values(owner_values(scope))))
 
 
 def update_memory(
@@ -135,24 +171,25 @@ def delete_memory(c: Connection, scope: Scope, memory_id: str) -> bool:
 
 
 def clear_memories(c: Connection, scope: Scope) -> int:
-    """Delete all memories of the scope; how many those were."""
+    """Delete all memories of the scope, how many those were; nor does what was said by now become one later."""
+    said = select(messages.c.run_id).where(owned(messages, scope), messages.c.role == "user")
+    under_way = update(runs).where(runs.c.run_id.in_(said), runs.c.status == "running")
+    c.execute(under_way.values(unremembered=True))
     return c.execute(delete(memories).where(owned(memories, scope))).rowcount
 
 
-def search_memories(
-    c: Connection, scope: Scope, query: str, limit: int, without: str | None = None
-) -> list[StoredMemory]:
+def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list[StoredMemory]:
     """What has one of the query's words or more, best first, with scores; the same in both databases.
 
-    Any text is a query; one without words finds nothing. ``without`` is the id of a memory that is left out.
+    Any text is a query; one without words finds nothing.
     """
     terms = query_terms(query)
     if not terms or limit < 1:
         return []
-    found = select_candidates(c, scope, terms, without)
+    found = select_candidates(c, scope, terms)
     if not found:
         return []
-    ((total,),) = _COUNT.rows(c, owner_values(scope))
+    ((total,),) = _COUNT.rows(c, storable_values(owner_values(scope)))
     scores = rank(terms, found, total)[:limit]
     numbers = ", ".join(str(number) for number, _ in scores)
     chosen = rows_of_text(c, f"SELECT {', '.join(('number', *_SHOWN))} FROM memories WHERE number IN ({numbers})", {})

@@ -3,13 +3,17 @@
 Building a statement and its cache key anew costs 60 µs each time, executing one that is built 17 µs more than SQLite's
 own 2 µs, and a start has a dozen. On PostgreSQL, where the network costs more than that, SQLAlchemy executes them.
 
+Values are those that the database takes (``schema.storable_values``, ``schema.json_text``), and so are what is found: a
+start hands the same few texts to all of its statements, and has them looked at once.
+
 What a statement says of its own accord, ``constant`` writes into its text: SQLite plans a statement anew, for 40 to 70
 µs, whenever a value was bound that might decide whether a partial index serves (https://www.sqlite.org/c3ref/prepare.html).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -18,8 +22,10 @@ from sqlalchemy import (
     ColumnClause,
     Connection,
     Delete,
+    Dialect,
     Insert,
     Select,
+    Text,
     Update,
     bindparam,
     literal_column,
@@ -28,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from .connecting import driver_of
+from .schema import JsonText
 
 Values: TypeAlias = Mapping[str, Any]
 Row: TypeAlias = Sequence[Any]
@@ -36,101 +43,100 @@ InsertInto: TypeAlias = Callable[[Any], Any]
 """The database's own INSERT into a table, which has the same ``on_conflict_…`` methods for both."""
 
 _GIVEN = "given_"
-_Process: TypeAlias = Callable[[Any], Any] | None
 
 
 def given(value: Column[Any] | str) -> BindParameter[Any]:
     """A value that is given at each execution, by this name; by a column's name and of its type."""
     if isinstance(value, str):
         return bindparam(f"{_GIVEN}{value}")
-    return bindparam(f"{_GIVEN}{value.name}", type_=value.type)
+    return bindparam(f"{_GIVEN}{value.name}", type_=Text() if isinstance(value.type, JsonText) else value.type)
 
 
-def constant(word: str) -> ColumnClause[str]:
-    """A word of ours, the same at each execution, as part of the statement's text."""
-    return literal_column(f"'{word}'")
+def constant(value: str | int) -> ColumnClause[Any]:
+    """A word or number of ours, the same at each execution, as part of the statement's text."""
+    return literal_column(f"'{value}'" if isinstance(value, str) else f"{value}")
 
 
 class Prepared:
-    """One statement; its values are those made by ``given``."""
+    """One statement; its values are those made by ``given``. Others may be handed over with them, and do not matter."""
 
     def __init__(self, make: Callable[[InsertInto], Statement]) -> None:
         """``make`` is called once for each dialect, when it is first needed."""
         self._make = make
-        self._on_postgresql: Statement | None = None
-        self._on_sqlite: _Compiled | None = None
+        self._on_postgresql: _OnPostgresql | None = None
+        self._on_sqlite: _OnSqlite | None = None
 
     def rows(self, c: Connection, values: Values) -> list[Row]:
         """What it finds, or returns."""
         if c.dialect.name == "sqlite":
-            compiled = self._compiled(c)
-            found = driver_of(c).execute(compiled.text, compiled.bound(values)).fetchall()
-            return found if compiled.is_plain else [compiled.processed(row) for row in found]
-        return list(c.execute(self._built(), _named(values)))
+            own = self._on_sqlite or self._for_sqlite(c)
+            return driver_of(c).execute(own.text, own.bound(values)).fetchall()
+        other = self._on_postgresql or self._for_postgresql(c)
+        return list(c.execute(other.statement, other.named(values)))
 
     def run(self, c: Connection, values: Values) -> int:
         """How many rows it changed or added. RETURNING would tell too, and takes SQLite 8 µs."""
         if c.dialect.name == "sqlite":
-            compiled = self._compiled(c)
-            return driver_of(c).execute(compiled.text, compiled.bound(values)).rowcount
+            own = self._on_sqlite or self._for_sqlite(c)
+            return driver_of(c).execute(own.text, own.bound(values)).rowcount
+        other = self._on_postgresql or self._for_postgresql(c)
         # Else SQLAlchemy has no count of what an INSERT added.
-        return c.execute(self._built(), _named(values), execution_options={"preserve_rowcount": True}).rowcount
+        return c.execute(other.statement, other.named(values), execution_options={"preserve_rowcount": True}).rowcount
 
     def run_each(self, c: Connection, several: Sequence[Values]) -> None:
         """Execute it with each of these."""
         if not several:
             return
         if c.dialect.name == "sqlite":
-            compiled = self._compiled(c)
-            driver_of(c).executemany(compiled.text, map(compiled.bound, several))
+            own = self._on_sqlite or self._for_sqlite(c)
+            driver_of(c).executemany(own.text, map(own.bound, several))
         else:
-            c.execute(self._built(), [_named(values) for values in several])
+            other = self._on_postgresql or self._for_postgresql(c)
+            c.execute(other.statement, [other.named(values) for values in several])
 
-    def _built(self) -> Statement:
-        if self._on_postgresql is None:
-            from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - as in schema.py
-
-            self._on_postgresql = self._make(postgresql.insert)
-        return self._on_postgresql
-
-    def _compiled(self, c: Connection) -> _Compiled:
-        if self._on_sqlite is None:
-            self._on_sqlite = _Compiled(self._make(sqlite.insert), c)
+    def _for_sqlite(self, c: Connection) -> _OnSqlite:
+        self._on_sqlite = _OnSqlite(self._make(sqlite.insert), c.dialect)
         return self._on_sqlite
 
+    def _for_postgresql(self, c: Connection) -> _OnPostgresql:
+        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - as in schema.py
 
-class _Compiled:
-    """A statement as SQLite's driver takes it."""
+        self._on_postgresql = _OnPostgresql(self._make(postgresql.insert), c.dialect)
+        return self._on_postgresql
 
-    def __init__(self, statement: Statement, c: Connection) -> None:
-        dialect = c.dialect
+
+class _OnSqlite:
+    """A statement as SQLite's driver takes it.
+
+    Attributes:
+        bound: the values in the order of the text's marks.
+    """
+
+    def __init__(self, statement: Statement, dialect: Dialect) -> None:
         compiled: Any = statement.compile(dialect=dialect)
+        names = [_own(name) for name in compiled.positiontup]
         self.text = str(compiled)
-        self._binds: list[tuple[str | None, Any, _Process]] = []
-        for name in compiled.positiontup:
-            bind: BindParameter[Any] = compiled.binds[name]
-            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
-            if name.startswith(_GIVEN):
-                self._binds.append((name.removeprefix(_GIVEN), None, process))
-            else:
-                value = bind.effective_value
-                self._binds.append((None, process(value) if process else value, None))
-        columns: Iterable[Any] = getattr(statement, "exported_columns", ())
-        self._processes = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-        self.is_plain = not any(self._processes)
-
-    def bound(self, values: Values) -> list[Any]:
-        """The values in the order of the statement's marks."""
-        return [
-            fixed if name is None else values[name] if process is None else process(values[name])
-            for name, fixed, process in self._binds
-        ]
-
-    def processed(self, row: Row) -> Row:
-        """The row as its columns' types have it."""
-        return tuple(
-            value if process is None else process(value) for process, value in zip(self._processes, row, strict=True)
+        # Of a single name, itemgetter gives the value itself.
+        self.bound: Callable[[Values], Sequence[Any]] = (
+            itemgetter(*names) if len(names) > 1 else lambda values: [values[name] for name in names]
         )
+
+
+class _OnPostgresql:
+    """A statement as SQLAlchemy takes it."""
+
+    def __init__(self, statement: Statement, dialect: Dialect) -> None:
+        self.statement = statement
+        self._names = [_own(name) for name in statement.compile(dialect=dialect).params]
+
+    def named(self, values: Values) -> dict[str, Any]:
+        """The values by the names that it has for them."""
+        return {f"{_GIVEN}{name}": values[name] for name in self._names}
+
+
+def _own(name: str) -> str:
+    assert name.startswith(_GIVEN), f"{name} is not given, and not a constant"
+    return name.removeprefix(_GIVEN)
 
 
 def rows_of_text(c: Connection, statement: str, values: Values) -> list[Row]:
@@ -138,7 +144,3 @@ def rows_of_text(c: Connection, statement: str, values: Values) -> list[Row]:
     if c.dialect.name == "sqlite":
         return driver_of(c).execute(statement, values).fetchall()
     return list(c.execute(text(statement), dict(values)))
-
-
-def _named(values: Values) -> dict[str, Any]:
-    return {f"{_GIVEN}{name}": value for name, value in values.items()}

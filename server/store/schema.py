@@ -53,14 +53,23 @@ def _storable_or_none(text: str | None) -> str | None:
     return storable(text)
 
 
+def storable_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with every text as ``storable`` leaves it."""
+    return {
+        name: storable(value) if isinstance(value, str) and not (value.isascii() and "\0" not in value) else value
+        for name, value in values.items()
+    }
+
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
+def json_text(value: Any) -> str:
+    """The JSON of a value, in ASCII."""
+    return _encode(value)
+
+
 def _json_or_none(value: Any) -> str | None:
-    if value == []:  # most messages' images and calls
-        return "[]"
-    if value == {}:  # most memories' metadata
-        return "{}"
     return None if value is None else _encode(value)
 
 
@@ -154,7 +163,10 @@ runs = Table(
     Column("terminal_seq", BigInteger),
     Column("memory_updates", Integer),
     Column("usage_estimated", Boolean),
+    Column("unremembered", Boolean),
 )
+"""``unremembered`` is NULL, or true for a run whose words become no memory: its agent has none, or all was forgotten
+while it was under way."""
 
 run_events = Table(
     "run_events",

@@ -35,13 +35,11 @@ _ONE_TERM = {
             ORDER BY m.number + 0 DESC LIMIT :most
         )""",
 }
-_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id AND m.memory_id <> :without"
+_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
 
 
-def select_candidates(
-    c: Connection, scope: Scope, terms: Sequence[str], without: str | None = None
-) -> list[tuple[int, str]]:
-    """Numbers and terms of memories with at least one of the terms; ``without`` is the id of one that is left out."""
+def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list[tuple[int, str]]:
+    """Numbers and terms of memories with at least one of the terms."""
     owner = owner_term(scope)
     # Terms have letters, digits and marks only (search_terms), so that these quotes cannot be left.
     form = "'={}' & '{}'" if c.dialect.name == "postgresql" else 'owner : "{}" AND terms : "{}"'
@@ -54,7 +52,6 @@ def select_candidates(
     values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
     one_term = _ONE_TERM[c.dialect.name]
     numbers = " UNION ".join(one_term.format(at=at, mine=_MINE) for at in range(len(terms)))
-    values["without"] = without or ""
     statement = f"SELECT number, terms FROM memories WHERE number IN ({numbers})"
     return [(number, kept) for number, kept in rows_of_text(c, statement, values)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,15 +11,15 @@ from sqlalchemy import BigInteger, Connection, and_, cast, func, select, update
 from engine.memory import TurnRecord
 from engine.provider import Message
 
-from .memories import keep_memory
+from .memories import remember_said
 from .prepared import Prepared, constant, given
 from .rows import Scope, StoredRun
 from .run_events import RESERVED_SEQ
 from .run_texts import kept_response
-from .schema import messages, owner_values, runs, sessions
+from .schema import json_text, messages, owner_values, runs, sessions, storable_values
 
 _PLACE = ("tenant_id", "user_id", "agent_id", "session_id")
-_BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq")
+_BEGUN = ("run_id", *_PLACE, "key_id", "status", "created_at", "reserved_seq", "unremembered")
 _SAID = tuple(column.name for column in messages.c if column.name != "number")
 _ENDED = (
     "status",
@@ -45,7 +45,7 @@ _TOUCH_SESSION = Prepared(
         .on_conflict_do_update(index_elements=_PLACE, set_={"updated_at": given("updated_at")})
     )
 )
-_ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(name) for name in _SAID}))
+_ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(messages.c[name]) for name in _SAID}))
 _END_RUN = Prepared(
     lambda _: (
         update(runs)
@@ -61,9 +61,9 @@ _NOTE_USE = Prepared(
     )
 )
 # PostgreSQL locks the session first and the run after it, as those do that delete the session. SQLite has one writer.
-_PLACE_OF_TURN = Prepared(
+_FIND_SAID = Prepared(
     lambda _: (
-        select(*(sessions.c[name] for name in _PLACE))
+        select(*(sessions.c[name] for name in _PLACE), messages.c.content)
         .join(messages, and_(*(messages.c[name] == sessions.c[name] for name in _PLACE)))
         .where(messages.c.run_id == given("run_id"), messages.c.role == constant("user"))
         .with_for_update(key_share=True, of=sessions)
@@ -74,36 +74,42 @@ _PLACE_OF_TURN = Prepared(
 def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> None:
-    """Keep the user's message, as a message and as a memory, and that its run is under way; once for each run id."""
-    if not begin_run(c, scope, session_id, run_id, key_id, now):
-        return
-    place = {**owner_values(scope), "session_id": session_id}
-    _TOUCH_SESSION.run(c, {**place, "updated_at": now})
-    _ADD_MESSAGE.run(c, {**place, **_row(message, run_id, now)})
-    if message.content.strip():
-        keep_memory(c, scope, run_id, message.content, "said", now, session_id=session_id, run_id=run_id)
+    """Keep the user's message and that its run is under way; once for each run id."""
+    begun = _begun(scope, session_id, run_id, key_id, now) | {"updated_at": now, **_said(message)}
+    begun = storable_values(begun)
+    if _ADD_RUN.run(c, begun):
+        _TOUCH_SESSION.run(c, begun)
+        _ADD_MESSAGE.run(c, begun)
 
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:
     """Keep that a run is under way, and nothing of what is said in it; False if that is known."""
-    run = {
-        **owner_values(scope),
+    begun = _begun(scope, session_id, run_id, key_id, now) | {"unremembered": True}
+    return _ADD_RUN.run(c, storable_values(begun)) == 1
+
+
+def _begun(scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> dict[str, Any]:
+    return {
+        "tenant_id": scope.tenant_id,
+        "user_id": scope.user_id,
+        "agent_id": scope.agent_id,
         "session_id": session_id,
         "run_id": run_id,
         "key_id": key_id,
         "status": "running",
         "created_at": now,
         "reserved_seq": RESERVED_SEQ,
+        "unremembered": None,
     }
-    return _ADD_RUN.run(c, run) == 1
 
 
 def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
     """Keep what the run left behind and how it ended; False, and nothing is changed, if it had ended or is unknown.
 
-    If the session was deleted meanwhile, only the run's row is kept, without its answer.
+    What the user said becomes a memory now. If the session was deleted meanwhile, only the run's row is kept, without
+    its answer.
     """
-    place = _place_of_turn(c, turn.run_id)
+    found = _FIND_SAID.rows(c, {"run_id": turn.run_id})
     ended = {
         "run_id": turn.run_id,
         "status": turn.status,
@@ -118,12 +124,21 @@ def save_turn(c: Connection, turn: TurnRecord, now: str) -> bool:
         "output_tokens": turn.usage.output_tokens if turn.usage else None,
         "usage_estimated": turn.usage.estimated if turn.usage else None,
     }
-    if _END_RUN.run(c, ended) == 0:
+    if _END_RUN.run(c, storable_values(ended)) == 0:
         return False
-    if place is not None:
-        _ADD_MESSAGE.run_each(c, [{**place, **row} for row in _rows(turn, now)])
+    for tenant_id, user_id, agent_id, session_id, content in found:
+        scope = Scope(tenant_id, user_id, agent_id)
+        remember_said(c, turn.run_id, scope, content)
+        place = {**owner_values(scope), "session_id": session_id, "run_id": turn.run_id, "created_at": now}
+        _ADD_MESSAGE.run_each(c, [storable_values({**place, **row}) for row in _rows(turn)])
         _NOTE_USE.run(c, {**place, "updated_at": now})
     return True
+
+
+def keep_said(c: Connection, run_id: str) -> None:
+    """Have what the user said in this run as a memory: for one that is ended without ``save_turn``."""
+    for tenant_id, user_id, agent_id, _, content in _FIND_SAID.rows(c, {"run_id": run_id}):
+        remember_said(c, run_id, Scope(tenant_id, user_id, agent_id), content)
 
 
 def find_run(c: Connection, run_id: str) -> StoredRun | None:
@@ -141,13 +156,7 @@ def tokens_used_since(c: Connection, key_id: str, since: str) -> int:
     return int(c.execute(query.where(runs.c.ended_at >= since)).scalar_one())
 
 
-def _place_of_turn(c: Connection, run_id: str) -> dict[str, Any] | None:
-    """The session that the user's message is in, held until the transaction ends; None if it was deleted."""
-    found = _PLACE_OF_TURN.rows(c, {"run_id": run_id})
-    return dict(zip(_PLACE, found[0], strict=True)) if found else None
-
-
-def _rows(turn: TurnRecord, now: str) -> Iterator[dict[str, Any]]:
+def _rows(turn: TurnRecord) -> Iterator[dict[str, Any]]:
     kept = [
         message for message in turn.messages if message.role != "assistant" or message.content or message.tool_calls
     ]
@@ -157,22 +166,17 @@ def _rows(turn: TurnRecord, now: str) -> Iterator[dict[str, Any]]:
     last = len(kept) - 1
     for at, message in enumerate(kept):
         broke_off = at == last and message.role == "assistant" and turn.status != "done"
-        yield _row(message, turn.run_id, now, partial=broke_off)
+        yield _said(message, partial=broke_off)
 
 
-def _row(message: Message, run_id: str, now: str, *, partial: bool = False) -> dict[str, Any]:
+def _said(message: Message, *, partial: bool = False) -> dict[str, Any]:
+    calls = message.tool_calls
     return {
-        "run_id": run_id,
         "role": message.role,
         "content": message.content,
-        "images": list(message.images),
-        "tool_calls": _calls(message),
+        "images": json_text(list(message.images)) if message.images else "[]",
+        "tool_calls": json_text([msgspec.structs.asdict(call) for call in calls]) if calls else "[]",
         "tool_call_id": message.tool_call_id,
         "tool_failed": message.tool_failed,
         "partial": partial,
-        "created_at": now,
     }
-
-
-def _calls(message: Message) -> Sequence[dict[str, Any]]:
-    return [msgspec.structs.asdict(call) for call in message.tool_calls]

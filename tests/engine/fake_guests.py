@@ -9,6 +9,7 @@ import trio
 
 from engine import (
     MemoryEntry,
+    MemoryUse,
     Message,
     Span,
     ToolContext,
@@ -82,7 +83,12 @@ def holds_until(let_go: trio.Event) -> Conduct:
 
 
 class FakeMemory:
-    """Gives what it holds, each after its ``delays``, or raises its ``failures``; ``seen`` tells what was asked."""
+    """Gives what it holds, each after its ``delays``, or raises its ``failures``; ``seen`` tells what was asked.
+
+    It always lets itself be cancelled at once; ``is_prompt`` is whether a run is told so.
+    """
+
+    is_prompt = False
 
     def __init__(
         self,
@@ -101,6 +107,10 @@ class FakeMemory:
         self.seen: list[tuple[float, str]] = []
         self.begun: list[tuple[str, Message]] = []
         self.saved: list[TurnRecord] = []
+
+    def used(self, **settings: Any) -> MemoryUse:
+        """How a run uses it."""
+        return MemoryUse(memory=self, is_prompt=self.is_prompt, **settings)
 
     async def _do(self, what: str, *details: object) -> None:
         self.seen.append((trio.current_time(), " ".join(map(str, (what, *details)))))

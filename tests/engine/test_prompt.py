@@ -29,6 +29,8 @@ from engine.trace import InMemoryTraces
 from .fake_guests import FakeMemory, WritingTraces, stubborn
 from .scripted import StepwiseProvider, agent_for, assert_ended_once, events_of, saying
 
+pytestmark = pytest.mark.usefixtures("either_memory")
+
 DOCUMENT = {"name": "Ada", "likes": ["tea"]}
 HISTORY = (Message("user", "Hi"), Message("assistant", "Hello."))
 WORKING_SECTION = '# Working memory\nWhat you keep about this user, as JSON:\n{"name":"Ada","likes":["tea"]}'
@@ -47,7 +49,7 @@ RECALLED = (entry("I like tea.", 20), entry("I live in Bern.", 21))
 
 def agent_with(memory: FakeMemory, wait: float = 0.2, **settings: Any) -> BasicAgent:
     provider = StepwiseProvider(saying("x"))
-    return agent_for(provider, memories=lambda _: MemoryUse(memory=memory, wait=wait), **settings)
+    return agent_for(provider, memories=lambda _: memory.used(wait=wait), **settings)
 
 
 async def run_of(agent: BasicAgent, message: str | Sequence[Message] = "What now?") -> Run:
@@ -220,6 +222,8 @@ async def test_a_read_that_cannot_be_cancelled_holds_neither_the_request_nor_the
     let_go = trio.Event()
 
     class Stubborn(FakeMemory):
+        is_prompt = False
+
         async def history(self, messages: int) -> Sequence[Message]:
             await stubborn(let_go)
             return HISTORY
@@ -258,7 +262,7 @@ async def test_who_does_not_wait_goes_without_what_is_not_there(autojump_clock: 
 )
 async def test_what_is_at_hand_is_not_read(autojump_clock: MockClock, known: AtHand, read: list[str]) -> None:
     memory, traces = FakeMemory(history=HISTORY, recalled=RECALLED, document=DOCUMENT), InMemoryTraces()
-    use = MemoryUse(memory=memory, at_hand=lambda: known)
+    use = memory.used(at_hand=lambda: known)
     agent = agent_for(StepwiseProvider(saying("x")), memories=lambda _: use, instructions="", trace=traces)
     assert await sent_by(agent) == [
         Message("system", f"{WORKING_SECTION}\n\n{MEMORIES_SECTION}"),
@@ -272,7 +276,7 @@ async def test_what_is_at_hand_is_not_read(autojump_clock: MockClock, known: AtH
 
 async def test_a_run_that_has_all_at_hand_waits_for_nothing(autojump_clock: MockClock) -> None:
     memory = FakeMemory(delays={"history": 9, "recall": 9})
-    use = MemoryUse(memory=memory, has_document=False, wait=0, at_hand=lambda: AtHand(HISTORY, RECALLED))
+    use = memory.used(has_document=False, wait=0, at_hand=lambda: AtHand(HISTORY, RECALLED))
     sent = await sent_by(agent_for(StepwiseProvider(saying("x")), memories=lambda _: use, instructions=""))
     assert sent[1:3] == [*HISTORY]
 
@@ -283,7 +287,7 @@ async def test_the_session_of_the_run_is_its_owners(autojump_clock: MockClock) -
 
     def memories(owner: Any) -> MemoryUse:
         owners.append(owner)
-        return MemoryUse(memory=memory)
+        return memory.used()
 
     agent = agent_for(StepwiseProvider(saying("x")), memories=memories)
     assert agent.run_spec("x", RunOptions(session_id="s")).owner.session_id == "s"

@@ -19,7 +19,6 @@ from engine import (
     Emit,
     Error,
     GenerationComplete,
-    MemoryUse,
     Message,
     ModelRequest,
     ProviderError,
@@ -34,6 +33,7 @@ from engine import (
     Usage,
     begin_turn,
 )
+from engine.memory import AtHand
 
 from .fake_guests import FakeMemory, FakeTool, WritingTraces, holds_until, stubborn, takes
 from .loop_scene import start_in
@@ -52,14 +52,14 @@ from .scripted import (
     text,
 )
 
+pytestmark = pytest.mark.usefixtures("either_memory")
+
 ANSWER = StepwiseProvider(saying("x", at=1))
 
 
 def keeping(memory: FakeMemory, *scripts: list[Line], **settings: Any) -> RunSpec:
     """A run of these steps that leaves its turn to the memory, and reads nothing that takes time."""
-    return spec_for(
-        StepwiseProvider(*scripts), **{"resume_grace": inf, "memory_use": MemoryUse(memory=memory), **settings}
-    )
+    return spec_for(StepwiseProvider(*scripts), **{"resume_grace": inf, "memory_use": memory.used(), **settings})
 
 
 def saves(memory: FakeMemory) -> list[float]:
@@ -72,7 +72,7 @@ def saves(memory: FakeMemory) -> list[float]:
 
 async def test_the_turn_is_begun_once_before_the_run(autojump_clock: MockClock) -> None:
     memory = FakeMemory(delays={"begin_turn": 3})
-    agent = agent_for(StepwiseProvider(saying("x")), memories=lambda _: MemoryUse(memory=memory))
+    agent = agent_for(StepwiseProvider(saying("x")), memories=lambda _: memory.used())
     stream = StreamingAgent(agent, StreamingConfig()).execute_streaming("Hi")
     async with stream as events:
         assert trio.current_time() == 3.0
@@ -86,7 +86,7 @@ async def test_the_turn_is_begun_once_before_the_run(autojump_clock: MockClock) 
 
 async def test_a_turn_that_cannot_be_begun_starts_no_run(autojump_clock: MockClock) -> None:
     memory = FakeMemory(failures={"begin_turn": OSError("full")})
-    agent = agent_for(ANSWER, memories=lambda _: MemoryUse(memory=memory))
+    agent = agent_for(ANSWER, memories=lambda _: memory.used())
     with pytest.raises(OSError, match="full"):
         await agent.generate("Hi")
     assert ANSWER.requests == []
@@ -95,7 +95,7 @@ async def test_a_turn_that_cannot_be_begun_starts_no_run(autojump_clock: MockClo
 
 async def test_without_a_message_of_the_user_or_a_memory_nothing_is_begun(autojump_clock: MockClock) -> None:
     memory = FakeMemory()
-    agent = agent_for(ANSWER, memories=lambda _: MemoryUse(memory=memory))
+    agent = agent_for(ANSWER, memories=lambda _: memory.used())
     await begin_turn(agent.run_spec(Message("assistant", "Hi")), "run")
     await begin_turn(agent_for(ANSWER).run_spec("Hi"), "run")
     assert memory.begun == []
@@ -194,6 +194,8 @@ async def test_a_memory_that_cannot_be_cancelled_costs_no_more_than_one_that_han
     let_go = trio.Event()
 
     class Stubborn(FakeMemory):
+        is_prompt = False
+
         async def save_turn(self, turn: TurnRecord) -> None:
             await stubborn(let_go)
             await super().save_turn(turn)
@@ -268,7 +270,7 @@ async def test_what_a_cancelled_model_still_says_is_not_kept(autojump_clock: Moc
             emit(text("late"))
 
     memory = FakeMemory()
-    run = Run("run", spec_for(ProgrammedProvider(answer), memory_use=MemoryUse(memory=memory)))
+    run = Run("run", spec_for(ProgrammedProvider(answer), memory_use=memory.used()))
     async with trio.open_nursery() as nursery:
         start_in(nursery, run)
         await trio.sleep(1)
@@ -391,3 +393,23 @@ class Nothing(list[ModelRequest]):
 
     def append(self, _: ModelRequest) -> None:
         """Forget."""
+
+
+async def test_a_prompt_memory_needs_no_task_of_its_own(autojump_clock: MockClock) -> None:
+    asked: dict[str, str] = {}
+
+    class Noting(FakeMemory):
+        async def _do(self, what: str, *details: object) -> None:
+            asked[what] = trio.lowlevel.current_task().name
+            await super()._do(what, *details)
+
+    memory = Noting()
+    async with trio.open_nursery() as nursery:
+        supervisor = RunSupervisor(nursery, new_run_id=lambda: "r")
+        supervisor.start(keeping(memory, saying("x"), memory_use=memory.used(has_document=False, at_hand=with_history)))
+    hosted = {"recall": "memory memories", "save_turn": "memory save_turn"}
+    assert asked == (dict.fromkeys(hosted, "run r") if memory.is_prompt else hosted)
+
+
+def with_history() -> AtHand:
+    return AtHand(history=())

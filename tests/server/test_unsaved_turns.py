@@ -57,7 +57,7 @@ def close_until(scene: Scene, opens_at: float, seconds: float = 0.0) -> Closed:
 
 
 async def texts(scene: Scene, session_id: str = "s") -> list[str]:
-    return [message.content for message in await scene.database.read(history, ANN, session_id, 20, None)]
+    return [message.content for message in await scene.database.read(history, ANN, session_id, 20)]
 
 
 async def status(scene: Scene, run_id: str) -> str:
@@ -111,7 +111,7 @@ async def test_the_sessions_next_turn_waits_for_it_but_not_for_ever(
             follower = scene.memory()
             await follower.begin_turn("next", Message("user", "And?"))
             assert waited <= trio.current_time() <= waited + LONGEST_PAUSE
-            assert await scene.database.read(history, ANN, "s", 9, "next") == (
+            assert await scene.database.read(history, ANN, "s", 9) == (
                 [Message("user", "Hi"), Message("assistant", "Hello.")] if seen else []
             )
             await scene.store.pending.wait_saved((ANN, "s"), 100.0)

@@ -13,8 +13,8 @@ from server.store.turns import begin_turn, save_turn
 from .scene import SCOPE, answer, at, called, gave, have_turn, said, turn
 
 
-async def shown(database: Database, messages: int, without_run: str | None = None) -> list[str]:
-    found = await database.read(history, SCOPE, "session", messages, without_run)
+async def shown(database: Database, messages: int) -> list[str]:
+    found = await database.read(history, SCOPE, "session", messages)
     return [f"{message.role}: {message.content}" for message in found]
 
 
@@ -29,7 +29,7 @@ async def test_turns_come_whole_newest_first_and_are_told_oldest_first(database:
 async def test_tool_calls_and_results_come_with_their_turn_as_they_were(database: Database) -> None:
     messages = (called("c1", "c2", text="let me see"), gave("c1"), gave("c2", "boom"), answer("2"))
     await have_turn(database, "run", "1+1?", messages)
-    assert await database.read(history, SCOPE, "session", 5, None) == [said("1+1?"), *messages]
+    assert await database.read(history, SCOPE, "session", 5) == [said("1+1?"), *messages]
 
 
 async def test_a_turn_that_does_not_fit_whole_is_reduced_and_is_the_last(database: Database) -> None:
@@ -49,18 +49,16 @@ async def test_a_turn_that_does_not_fit_whole_is_reduced_and_is_the_last(databas
     assert await shown(database, 7) == [*reduced, *newest]
     assert await shown(database, 5) == [*reduced, *newest]
     assert await shown(database, 4) == newest
-    found = await database.read(history, SCOPE, "session", 5, None)
+    found = await database.read(history, SCOPE, "session", 5)
     assert not any(message.tool_calls for message in found)
 
 
-async def test_turns_under_way_and_the_one_asked_for_are_left_out(database: Database) -> None:
+async def test_turns_under_way_are_left_out(database: Database) -> None:
     await have_turn(database, "ended", "q0", [answer("a0")])
     await database.write(begin_turn, SCOPE, "session", "under way", None, said("q1"), at(2))
     assert await shown(database, 10) == ["user: q0", "assistant: a0"]
-    assert await shown(database, 10, "ended") == []
     await database.write(interrupt_runs, at(4))
     assert await shown(database, 10) == ["user: q0", "assistant: a0", "user: q1"]
-    assert await shown(database, 10, "under way") == ["user: q0", "assistant: a0"]
 
 
 async def test_turns_at_the_same_time_do_not_mix(database: Database) -> None:

@@ -100,7 +100,7 @@ def check(path: Path) -> tuple[int, int]:
         )
     for status, messages, memory, run_id in ran:
         question = f"question {run_id}"
-        assert memory == question
+        assert memory == (None if status == "running" else question)
         whole = f"user {question}" + (f"; assistant answer {run_id}" if status == "done" else "")
         assert (status in ("running", "done"), messages) == (True, whole)
     statuses = [run[0] for run in ran]
@@ -112,6 +112,9 @@ async def assert_opens_and_interrupts(path: Path, running: int) -> None:
     assert await database.write(interrupt_runs, LATER) == running
     assert await database.write(interrupt_runs, LATER) == 0
     database.close()
+    with closing(sqlite3.connect(path)) as c:
+        forgotten = c.execute("SELECT run_id FROM runs WHERE run_id NOT IN (SELECT memory_id FROM memories)").fetchall()
+    assert forgotten == []
 
 
 async def test_death_at_any_point_leaves_the_database_whole(path: Path, doomed: Doomed) -> None:

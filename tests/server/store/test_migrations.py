@@ -114,6 +114,26 @@ def test_the_migrations_make_the_tables_that_the_store_works_with(bare_url: str,
         assert keys == [column.name for column in table.primary_key], table.name
 
 
+def test_runs_without_words_are_found_when_their_session_is_deleted(engine: Engine) -> None:
+    """Version 4 finds the others by their messages."""
+    migrate(engine, MIGRATIONS[:3])
+    with engine.connect() as c, c.begin():
+        c.execute(text("INSERT INTO sessions VALUES ('t', 'u', 'a', 's', 'now', 'now')"))
+        for run_id in ("spoken", "silent"):
+            run = f"('{run_id}', 't', 'u', 'a', 's', 'done', 'now')"
+            names = "run_id, tenant_id, user_id, agent_id, session_id, status, created_at"
+            c.execute(text(f"INSERT INTO runs ({names}) VALUES {run}"))
+        said = "('t', 'u', 'a', 's', 'spoken', 'user', 'hi', '[]', '[]', false, false, 'now')"
+        names = (
+            "tenant_id, user_id, agent_id, session_id, run_id, role, content, images, tool_calls, tool_failed, partial"
+        )
+        c.execute(text(f"INSERT INTO messages ({names}, created_at) VALUES {said}"))
+    assert migrate(engine) == len(MIGRATIONS) - 3
+    with engine.connect() as c:
+        found = c.execute(text("SELECT run_id, unremembered FROM runs ORDER BY run_id")).all()
+    assert [tuple(row) for row in found] == [("silent", True), ("spoken", None)]
+
+
 def test_versions_count_up_from_one() -> None:
     assert [migration.version for migration in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
 

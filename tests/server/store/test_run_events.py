@@ -339,11 +339,15 @@ async def test_forgotten_events_are_gone_and_no_batch_brings_them_back(database:
 
 async def test_a_deleted_session_takes_its_runs_events_with_it(database: Database) -> None:
     await have_turn(database, "run", "question")
+    await begin(database, "under way")
     await have_turn(database, "other", "question", session_id="other")
-    await database.write(add_events, [news("run", delta("a")), news("other", delta("b"))])
+    for run_id, session_id in (("without memory", "session"), ("another's", "other")):
+        await database.write(begin_run, SCOPE, session_id, run_id, None, at(1))
+    gone, kept = ("run", "under way", "without memory"), ("other", "another's")
+    await database.write(add_events, [news(run_id, delta("a")) for run_id in (*gone, *kept)])
     assert await database.write(delete_session, SCOPE, "session")
-    assert await read_all(database, "run") == []
-    assert len(await read_all(database, "other")) == 1
+    assert [await read_all(database, run_id) for run_id in gone] == [[], [], []]
+    assert [len(await read_all(database, run_id)) for run_id in kept] == [1, 1]
 
 
 async def test_the_sweep_takes_old_ended_runs_in_bounded_batches(database: Database) -> None:

@@ -16,7 +16,7 @@ from server.store.turns import begin_turn, find_run, save_turn, tokens_used_sinc
 from .scene import FOREIGN_SCOPES, SCOPE, answer, at, called, gave, have_turn, said, turn
 
 
-async def test_a_begun_turn_is_a_running_run_a_message_a_session_and_a_memory(database: Database) -> None:
+async def test_a_begun_turn_is_a_running_run_a_message_and_a_session(database: Database) -> None:
     await database.write(begin_turn, SCOPE, "session", "run", "key", said("My dog is Rex"), at(1))
     run = await database.read(find_run, "run")
     assert run is not None
@@ -31,8 +31,7 @@ async def test_a_begun_turn_is_a_running_run_a_message_a_session_and_a_memory(da
     )
     (session,) = await database.read(list_sessions, SCOPE, 10, 0)
     assert (session.session_id, session.created_at, session.message_count) == ("session", at(1), 1)
-    (memory,) = await database.read(list_memories, SCOPE, None, 10, 0)
-    assert (memory.id, memory.text, memory.kind, memory.session_id) == ("run", "My dog is Rex", "said", "session")
+    assert await database.read(list_memories, SCOPE, None, 10, 0) == []
     assert await database.read(find_run, "unknown") is None
 
 
@@ -50,7 +49,7 @@ async def test_a_picture_without_words_is_a_message_but_no_memory(database: Data
     picture = Message("user", " ", images=("data:image/png;base64,AAAA",))
     await database.write(begin_turn, SCOPE, "session", "run", None, picture, at(1))
     assert await database.write(save_turn, turn("run"), at(2))
-    assert await database.read(history, SCOPE, "session", 5, None) == [picture]
+    assert await database.read(history, SCOPE, "session", 5) == [picture]
     assert await database.read(list_memories, SCOPE, None, 10, 0) == []
 
 
@@ -184,7 +183,7 @@ async def test_a_deleted_session_takes_what_was_said_in_it_along(database: Datab
 async def test_nothing_of_another_scope_is_seen_or_deleted(database: Database) -> None:
     await have_turn(database, "run", "hello")
     for scope in FOREIGN_SCOPES:
-        assert await database.read(history, scope, "session", 5, None) == []
+        assert await database.read(history, scope, "session", 5) == []
         for session_id in ("session", None):
             assert await database.read(list_messages, scope, session_id, 5, 0) == []
             assert await database.read(count_messages, scope, session_id) == 0
@@ -193,7 +192,7 @@ async def test_nothing_of_another_scope_is_seen_or_deleted(database: Database) -
         assert not await database.write(delete_session, scope, "session")
     for number, scope in enumerate(FOREIGN_SCOPES):
         await have_turn(database, f"run-{number}", "mine", scope=scope)
-    assert [message.content for message in await database.read(history, SCOPE, "session", 9, None)] == ["hello", "ok"]
+    assert [message.content for message in await database.read(history, SCOPE, "session", 9)] == ["hello", "ok"]
     assert await database.read(count_messages, SCOPE, "session") == 2
     assert [session.message_count for session in await database.read(list_sessions, SCOPE, 5, 0)] == [2]
     assert await database.write(delete_session, SCOPE, "session")
