@@ -55,6 +55,7 @@ class Doorkeeper:
         """Say so in one write, wait a moment for the client to read it, and close."""
         if self._refusing >= MAX_REFUSING:
             stream.reset()
+            stream.close()
             return
         self._refusing += 1
         try:
@@ -66,3 +67,4 @@ class Doorkeeper:
         finally:
             self._refusing -= 1
             stream.reset()
+            stream.close()
