@@ -26,7 +26,7 @@ from .routing import API, STREAM, Call, Reply, Route
 from .run_access import events_response, run_headers
 from .run_view import RunView
 from .simulated import SimulatedBody
-from .sse import cursor_of, requested_cursor, stream_response
+from .sse import EventStreamBody, cursor_of, requested_cursor, stream_response
 from .store.rows import Scope
 from .store.turns import begin_run, save_turn
 
@@ -54,7 +54,7 @@ class WholeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | Literal["stopped"] | None
 
 
-async def chat_stream(call: Call[ChatRequest, None]) -> Response:
+async def chat_stream(call: Call[ChatRequest, None]) -> Response | EventStreamBody:
     """Start a run, or join one, and stream its events."""
     return events_response(call, await run_of_chat(call, start_run))
 

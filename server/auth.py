@@ -10,7 +10,7 @@ import trio
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
 
-from .asked import Asked
+from .asked import Asked, PlainHeaders
 from .availability import ReadableStore, or_unavailable
 from .errors import ApiError
 from .keys import PresentedKey, hash_secret, parse_key
@@ -193,7 +193,7 @@ class _Shelf(Generic[V]):
         self._values[key_id] = (value, asked_at + self._seconds)
 
 
-def presented_text(headers: Headers, *further: str) -> str | None:
+def presented_text(headers: Headers | PlainHeaders, *further: str) -> str | None:
     """What the request shows as its key; None without any. Keys in the query string do not count: URLs get logged.
 
     Raises:

@@ -101,7 +101,8 @@ class RequestGuard:
             return self.cors.answer_preflight(request)
 
         async def after(response: Response) -> Response:
-            return self.cors.mark(request, response)
+            self.cors.mark(request, response)
+            return response
 
         async def before_socket() -> None:
             await self.check(websocket)
