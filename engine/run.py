@@ -245,7 +245,7 @@ class Run:
         """Without more from the model by then, on trio's clock, the run is cancelled."""
         self._model_until = due_at
         if self._scope is not None:
-            self._scope.deadline = self._due_at
+            self._scope.deadline = min(self._total_until, self._unread_until, due_at)
 
     @property
     def _due_at(self) -> float:
