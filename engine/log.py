@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 import trio
@@ -73,15 +73,15 @@ Take: TypeAlias = Callable[[Sequence[LogEntry], float], bool]
 It is told the time. What it raises, the reader's ``read`` raises."""
 
 
-class _Taker:
-    """A reader that waits and has something taken for it meanwhile."""
+class _Waiting:
+    """Who waits for the log; a reader may have something taken for it meanwhile."""
 
-    __slots__ = ("after", "bug", "parked", "take")
+    __slots__ = ("after", "bug", "take", "task")
 
-    def __init__(self, after: int, take: Take) -> None:
+    def __init__(self, after: int = 0, take: Take | None = None) -> None:
         self.after = after
         self.take = take
-        self.parked = trio.lowlevel.ParkingLot()
+        self.task = trio.lowlevel.current_task()
         self.bug: Exception | None = None
 
 
@@ -105,9 +105,8 @@ class RunLog:
         self.terminal: TerminalEvent | None = None
         self._entries: list[LogEntry] = []
         self._order = EventOrder()
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting: dict[_Waiting, None] = {}
         self._waiting_for_several: tuple[trio.lowlevel.ParkingLot, ...] = ()
-        self._takers: dict[_Taker, None] = {}
         self._held = self._changed = False
 
     @property
@@ -160,11 +159,11 @@ class RunLog:
         if self._held:
             self._changed = True
             return
-        for taker in self._takers:
-            taker.parked.unpark_all()
-        self._takers.clear()
-        if self._waiting or self._waiting_for_several:
-            self._wake_others()
+        for one in self._waiting:
+            trio.lowlevel.reschedule(one.task)
+        self._waiting.clear()
+        for lot in self._waiting_for_several:
+            lot.unpark_all()
 
     def hold(self) -> None:
         """What is appended and gathered from here to ``release`` is news once, then. Nobody waits in between."""
@@ -178,40 +177,36 @@ class RunLog:
             now: the time, from who knows it: of one read's news it is asked once.
         """
         if self._changed and not more_follows:
-            if self._takers:  # still held: what is sealed is no news of its own
-                self._serve_takers(trio.current_time() if now is None else now)
-            if self._waiting or self._waiting_for_several:
-                self._wake_others()
+            if self._waiting:  # still held: what is sealed is no news of its own
+                self._serve(trio.current_time() if now is None else now)
+            for lot in self._waiting_for_several:
+                lot.unpark_all()
             self._changed = False
         self._held = False
         if self._changed:
             self._changed = False
             self.wake()
 
-    def _serve_takers(self, now: float) -> None:
+    def _serve(self, now: float) -> None:
         must_look = self.terminal is not None
         if self.gathering is not None:
             self.gathering.seal_if_due(now)
             must_look = must_look or self.gathering.due_at < inf
-        for taker in list(self._takers):
-            entries = self._entries[taker.after :]
-            taken = not must_look
-            if taken and entries:
-                try:
-                    taken = taker.take(entries, now)
-                except Exception as bug:  # noqa: BLE001 - the reader's business: raised in its task
-                    taker.bug = bug
-                    taken = False
-            if taken:
-                taker.after = len(self._entries)
-            else:
-                del self._takers[taker]
-                taker.parked.unpark_all()
+        for one in list(self._waiting):
+            if one in self._waiting and (must_look or not self._taken_for(one, now)):
+                del self._waiting[one]
+                trio.lowlevel.reschedule(one.task)
 
-    def _wake_others(self) -> None:
-        self._waiting.unpark_all()
-        for lot in self._waiting_for_several:
-            lot.unpark_all()
+    def _taken_for(self, one: _Waiting, now: float) -> bool:
+        entries = self._entries[one.after :]
+        try:
+            taken = one.take is not None and (not entries or one.take(entries, now))
+        except Exception as bug:  # noqa: BLE001 - the reader's business: raised in its task
+            one.bug = bug
+            return False
+        if taken:
+            one.after = len(self._entries)
+        return taken
 
     def also_wake(self, lot: trio.lowlevel.ParkingLot) -> None:
         """From now on wake those in this lot too: who waits for several logs at once has one lot for all of them."""
@@ -234,7 +229,7 @@ class RunLog:
     async def wait_ended(self) -> None:
         """Until the terminal event is in, without reading."""
         while not self.ended:
-            await self._waiting.park()
+            await trio.lowlevel.wait_task_rescheduled(self._park(_Waiting()))
 
     async def read(self, after: int = 0, deadline: float = inf, take: Take | None = None) -> list[LogEntry]:
         """Everything after number ``after``, as soon as there is something.
@@ -249,7 +244,7 @@ class RunLog:
             ``ended`` tells which.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        taker = None if take is None else _Taker(after, take)
+        waiting: _Waiting | None = None
         while True:
             due = inf
             if self.gathering is not None:
@@ -259,18 +254,19 @@ class RunLog:
                 return self._entries[after:]
             if self.ended or trio.current_time() >= deadline:
                 return []
+            waiting = waiting or _Waiting(after, take)
             with trio.CancelScope(deadline=min(due, deadline)):
-                if taker is None:
-                    await self._waiting.park()
-                else:
-                    await self._wait_taking(taker)
-            after = after if taker is None else taker.after
+                await trio.lowlevel.wait_task_rescheduled(self._park(waiting))
+            if waiting.bug is not None:
+                raise waiting.bug
+            after = waiting.after
 
-    async def _wait_taking(self, taker: _Taker) -> None:
-        self._takers[taker] = None
-        try:
-            await taker.parked.park()
-        finally:
-            self._takers.pop(taker, None)
-        if taker.bug is not None:
-            raise taker.bug
+    def _park(self, waiting: _Waiting) -> Callable[[Any], trio.lowlevel.Abort]:
+        """Have the log wake it; gives what is done if it is cancelled before."""
+        self._waiting[waiting] = None
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            del self._waiting[waiting]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        return abort

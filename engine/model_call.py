@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
-from .deadlines import Progress
+from .deadlines import Phases
 from .emitter import MAX_SHORT_CHARS, Emitter, encodable, nests_too_deep, short
 from .errors import REFUSAL_CODES, ErrorCode, OutputLimitError, ProviderError
 from .events import ToolCallDelta, ToolCallStart, Usage, UsageUpdate
@@ -83,14 +83,32 @@ class UniqueIds:
         return taken
 
 
+class CallOwner(Protocol):
+    """The run that a model call belongs to."""
+
+    def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
+        """End the run, and with it the call: for what the model may not do, which is no failure of the provider's."""
+        ...
+
+    def note_content(self) -> None:
+        """A model said something for the first time in its call."""
+        ...
+
+    def note_sent(self) -> None:
+        """The model was sent its request."""
+        ...
+
+    def expect_by(self, due_at: float) -> None:
+        """Without more from the model by then, on trio's clock, the run is cancelled."""
+        ...
+
+
 class ModelCall:
     """One step's model call, while it goes on and after it.
 
     Args:
+        run: whose call it is.
         emitter: where events go.
-        on_content: called at each read that brought content.
-        on_sent: called once the request is written.
-        fail: ends the run, and with it this call: for what the model may not do, which is no failure of the provider's.
         call_ids: the ids of the run's tool calls; this call takes its own.
         spent: what the steps before have used.
     """
@@ -99,23 +117,18 @@ class ModelCall:
         self,
         step_id: str,
         request: ModelRequest,
+        run: CallOwner,
         emitter: Emitter,
-        *,
-        on_content: Callable[[], None],
-        on_sent: Callable[[], None] = lambda: None,
-        fail: Callable[[ErrorCode, str], object],
         call_ids: UniqueIds,
         spent: Usage | None = None,
     ) -> None:
         self.step_id = step_id
-        self._progress = Progress(request.deadlines)
+        self._progress = Phases(request.deadlines, run.expect_by)
         self.request = msgspec.structs.replace(request, progress=self._progress)
         self.finish_reason: FinishReason | None = None
         self.answered_by: AnsweredByPiece | None = None
+        self._run = run
         self._emitter = emitter
-        self._on_content = on_content
-        self._on_sent = on_sent
-        self._fail = fail
         self._call_ids = call_ids
         self._model_ids = UniqueIds()
         self._spent = spent
@@ -172,26 +185,31 @@ class ModelCall:
         }
         return {name: fact for name, fact in facts.items() if fact is not None}
 
+    @property
+    def lateness(self) -> ProviderError | None:
+        """The failure of a call whose progress deadline has passed (``timeout.…``)."""
+        if not self._progress.missed:
+            return None
+        text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
+        return ProviderError(self._progress.error_code, text)
+
     async def ask(self, provider: Provider) -> None:
-        """Ask, and take the whole answer.
+        """Ask, and take the whole answer. At a progress deadline the run is cancelled: ``lateness`` then tells why.
 
         Raises:
-            ProviderError: the model's side failed, or one of the progress deadlines passed (``timeout.…``).
+            ProviderError: the model's side failed, or has ended too late.
         """
-        scope = self._progress.scope
         try:
-            with scope:
-                await provider.stream(self.request, self._take)
-                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
+            await provider.stream(self.request, self._take)
+            await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
         except ProviderError as error:
             # Raised in cleanup, it is not what ended the call: what cancelled the run is the reason.
             await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - so it is to be lost
-            if not scope.cancel_called:
+            if self.lateness is None:
                 self._is_billed = self._is_billed and error.code not in REFUSAL_CODES
                 raise
-        if scope.cancel_called:
-            text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
-            raise ProviderError(self._progress.error_code, text)
+        if (lateness := self.lateness) is not None:
+            raise lateness
         if self.finish_reason == "error":
             raise ProviderError("upstream.server", "the model broke off with an error")
         if not all(call.name for call in self._calls.values()):
@@ -217,7 +235,7 @@ class ModelCall:
         try:
             self._take_pieces(pieces, now)
         except OutputLimitError as error:
-            self._fail("output_limit", str(error))
+            self._run.fail("output_limit", str(error))
         finally:
             self._emitter.release(more_follows=self.finish_reason is not None, now=now)
 
@@ -269,7 +287,7 @@ class ModelCall:
                 self.finish_reason = reason
             case RequestSentPiece():
                 self._is_billed = True
-                self._on_sent()
+                self._run.note_sent()
                 if self._progress.phase != "attempts":
                     self._progress.enter("first_token", now)
             case AttemptsPiece():
@@ -287,7 +305,7 @@ class ModelCall:
         self._progress.enter("idle", now)
         if not self._any_content:
             self._any_content = True
-            self._on_content()
+            self._run.note_content()
         return True
 
     def _take_text(self, text: str, now: float) -> None:
@@ -302,7 +320,7 @@ class ModelCall:
 
     def _take_call(self, piece: ToolCallPiece) -> None:
         if not self.request.tools:
-            self._fail("upstream.protocol", "the model called a tool, but it was offered none")
+            self._run.fail("upstream.protocol", "the model called a tool, but it was offered none")
             return
         if not (piece.call_id or piece.name or piece.arguments_fragment):
             return

@@ -83,6 +83,8 @@ class Tracer:
     a run and told of the next span all the same; the run never notices.
     """
 
+    __slots__ = ("_collector", "_complained", "_open", "_run_id", "_spans")
+
     def __init__(self, run_id: str, collector: TraceCollector | None) -> None:
         self._run_id = run_id
         self._collector = collector
@@ -105,7 +107,10 @@ class Tracer:
             attributes=attributes,
         )
         self._open[span.span_id] = span
-        self._tell(self._collector.span_started, span)
+        try:
+            self._collector.span_started(span)
+        except Exception as bug:  # noqa: BLE001 - logged
+            self._complain(bug)
         return span
 
     def note(self, span: Span, **attributes: Any) -> None:
@@ -146,15 +151,16 @@ class Tracer:
         del self._open[span.span_id]
         span.ended_at = trio.current_time()
         span.error = error
-        self._tell(collector.span_ended, span)
-
-    def _tell(self, listener: Callable[[Span], None], span: Span) -> None:
         try:
-            listener(span)
-        except Exception:
-            if not self._complained:
-                self._complained = True
-                _logger.exception("the trace collector failed at run %s; it is told of the rest", self._run_id)
+            collector.span_ended(span)
+        except Exception as bug:  # noqa: BLE001 - logged
+            self._complain(bug)
+
+    def _complain(self, bug: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            text = "the trace collector failed at run %s; it is told of the rest"
+            _logger.error(text, self._run_id, exc_info=bug)
 
 
 def error_name(reason: BaseException) -> str:

@@ -14,7 +14,7 @@ from random import Random
 import msgspec
 import trio
 
-from engine.deadlines import Deadlines, Progress
+from engine.deadlines import Deadlines, Phases, Progress
 from engine.errors import ProviderError
 from engine.pieces import (
     AnsweredByPiece,
@@ -208,8 +208,8 @@ class _Race(_Answer):
     def commit(self, attempt: _Attempt, held: Sequence[Piece]) -> None:
         """The others are cancelled, their connections closed."""
         for other in self._attempts:
-            if other is not attempt:
-                other.progress.scope.cancel(reason="another provider answered first")
+            if other is not attempt and other.scope is not None:
+                other.scope.cancel(reason="another provider answered first")
         self._news.set()
         super().commit(attempt, held)
 
@@ -241,7 +241,10 @@ class _Attempt:
     ``error`` is what it failed with, unless an attempt was committed to before.
     """
 
-    __slots__ = ("_answer", "_breaker", "_held", "_permit", "_request", "_scope", "error", "link", "progress")
+    __slots__ = ("_answer", "_breaker", "_held", "_permit", "_request", "error", "link", "progress", "scope")
+
+    progress: Phases
+    scope: trio.CancelScope | None
 
     def __init__(
         self,
@@ -250,12 +253,15 @@ class _Attempt:
         permit: Permit,
         answer: _Answer,
         request: ModelRequest,
-        progress: Progress | None,
+        progress: Phases | None,
     ) -> None:
         self.link = link
-        self.progress = progress or Progress(self._deadlines(request.deadlines))
+        if progress is None:
+            own = Progress(self._deadlines(request.deadlines))
+            self.progress, self.scope = own, own.scope
+        else:
+            self.progress, self.scope = progress, None
         self.error: ProviderError | None = None
-        self._scope = self.progress.scope if progress is None else _ENTERED
         self._breaker = breaker
         self._permit = permit
         self._answer = answer
@@ -265,15 +271,15 @@ class _Attempt:
     async def run(self) -> None:
         """Ask the provider; every outcome is told to the answer and the breaker."""
         try:
-            with self._scope:
+            with self.scope or _ENTERED:
                 await self.link.provider.stream(self._request, self._take)
                 await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                 self._commit()  # an answer without content is one too
         except ProviderError as error:
-            if not self.progress.scope.cancel_called:
+            if not self.progress.missed:
                 self._fail(error)
         finally:
-            if not self._answer.decided and self.progress.scope.cancel_called:
+            if not self._answer.decided and self.progress.missed:
                 code = self.progress.error_code
                 self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
             self._breaker.released(self._permit)
@@ -291,12 +297,12 @@ class _Attempt:
         if self._answer.winner is self:
             self._answer.emit(pieces)
             return
-        if self._answer.decided or self.progress.scope.cancel_called:
+        if self._answer.decided or self.progress.missed:
             return  # cancelled, and has not met it yet
         any_content = False
         for piece in pieces:
             if isinstance(piece, RequestSentPiece):
-                if self._scope is not _ENTERED:
+                if self.scope is not None:
                     self.progress.enter("first_token")
                 self._answer.emit((piece,))
             else:
@@ -308,7 +314,7 @@ class _Attempt:
     def _commit(self) -> None:
         if self._answer.decided:
             return
-        if self._scope is not _ENTERED:
+        if self.scope is not None:
             self.progress.enter("attempts")  # the run's own deadline rules from here
         self._breaker.succeeded(self._permit)
         held, self._held = self._held, []
