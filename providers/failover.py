@@ -175,6 +175,8 @@ class FailoverProvider:
 class _Answer:
     """The attempts at one answer: at most one is committed to, and only that one is heard by ``emit``."""
 
+    __slots__ = ("emit", "failure", "winner")
+
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
         self.winner: _Attempt | None = None
@@ -199,6 +201,8 @@ class _Answer:
 
 class _Race(_Answer):
     """An answer that several attempts are made at side by side."""
+
+    __slots__ = ("_attempts", "_news")
 
     def __init__(self, emit: Emit) -> None:
         super().__init__(emit)
