@@ -145,6 +145,7 @@ class TlsStream(trio.abc.Stream):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._incoming.write(received)
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._undecrypted = True  # perhaps; else a read is known to be in vain, and costs an exception
         self._ended = False
         self._fault: ssl.SSLError | None = None
 
@@ -159,7 +160,8 @@ class TlsStream(trio.abc.Stream):
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
-                await self._read_transport(READ_BYTES)
+                await self._flush()
+                self._take(await self._transport.receive_some(READ_BYTES))
             else:
                 return await self._flush()
 
@@ -186,10 +188,14 @@ class TlsStream(trio.abc.Stream):
             trio.BrokenResourceError: the peer is gone or broke TLS; what came before that is returned first.
         """
         while self._fault is None:
-            if (data := self._decrypt()) or self._ended:
+            if self._undecrypted and (data := self._decrypt()):
                 return data
+            if self._ended:
+                return b""
             if self._fault is None:
-                await self._read_transport(max_bytes or READ_BYTES)
+                if self._outgoing.pending:
+                    await self._flush()
+                self._take(await self._transport.receive_some(max_bytes or READ_BYTES))
         raise trio.BrokenResourceError(f"TLS failed: {self._fault}") from self._fault
 
     def is_readable(self) -> bool:
@@ -203,25 +209,29 @@ class TlsStream(trio.abc.Stream):
     def _decrypt(self) -> bytes:
         """All records that are whole, joined; notes the end or the fault behind them, which OpenSSL tells once."""
         records: list[bytes] = []
+        self._undecrypted = False
         try:
             while record := self._tls.read(READ_BYTES):
                 records.append(record)
-            self._ended = True
+                if not self._incoming.pending:
+                    break
+            else:
+                self._ended = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLEOFError:
             self._ended = True
         except ssl.SSLError as exc:
             self._fault = exc
-        return b"".join(records)
+        return records[0] if len(records) == 1 else b"".join(records)
 
-    async def _read_transport(self, max_bytes: int) -> None:
-        await self._flush()
-        data = await self._transport.receive_some(max_bytes)
+    def _take(self, data: bytes | bytearray) -> None:
+        """What a read of the transport brought."""
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
+        self._undecrypted = True
 
     async def _flush(self) -> None:
         if self._outgoing.pending:
