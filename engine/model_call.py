@@ -150,7 +150,7 @@ class ModelCall:
     @property
     def calls(self) -> list[CallInProgress]:
         """The tool calls so far, in the model's order."""
-        return [self._calls[index] for index in sorted(self._calls)]
+        return [self._calls[index] for index in sorted(self._calls)] if self._calls else []
 
     @property
     def usage(self) -> Usage | None:

@@ -137,7 +137,7 @@ class FailoverProvider:
         """What is to be done, one after the other, until the answer is decided: an attempt, or to wait some seconds."""
         for link, breaker in self._links:
             for tries in range(link.retries + 1):
-                if answer.decided:
+                if answer.winner is not None:
                     return
                 permit = breaker.admit()
                 if permit is None:
@@ -175,15 +175,12 @@ class FailoverProvider:
 class _Answer:
     """The attempts at one answer: at most one is committed to, and only that one is heard by ``emit``."""
 
+    __slots__ = ("emit", "failure", "winner")
+
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
         self.winner: _Attempt | None = None
         self.failure: ProviderError | None = None
-
-    @property
-    def decided(self) -> bool:
-        """Whether an attempt was committed to."""
-        return self.winner is not None
 
     def commit(self, attempt: _Attempt, held: Sequence[Piece]) -> None:
         """This attempt, with what it held back, is the answer."""
@@ -199,6 +196,8 @@ class _Answer:
 
 class _Race(_Answer):
     """An answer that several attempts are made at side by side."""
+
+    __slots__ = ("_attempts", "_news")
 
     def __init__(self, emit: Emit) -> None:
         super().__init__(emit)
@@ -222,12 +221,12 @@ class _Race(_Answer):
         """Until one is committed to, this attempt, which has begun, has failed, or so many seconds have passed."""
         self._attempts.append(attempt)
         with trio.move_on_after(seconds):
-            await self._wait_until(lambda: self.decided or attempt.error is not None)
+            await self._wait_until(lambda: self.winner is not None or attempt.error is not None)
 
     async def sleep(self, seconds: float) -> None:
         """A pause that ends early when a hedged attempt is committed to."""
         with trio.move_on_after(seconds):
-            await self._wait_until(lambda: self.decided)
+            await self._wait_until(lambda: self.winner is not None)
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -274,12 +273,13 @@ class _Attempt:
             with self.scope or _ENTERED:
                 await self.link.provider.stream(self._request, self._take)
                 await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
-                self._commit()  # an answer without content is one too
+                if self._answer.winner is None:
+                    self._commit()  # an answer without content is one too
         except ProviderError as error:
             if not self.progress.missed:
                 self._fail(error)
         finally:
-            if not self._answer.decided and self.progress.missed:
+            if self._answer.winner is None and self.progress.missed:
                 code = self.progress.error_code
                 self._fail(ProviderError(code, f"no sign of the model in time ({self.progress.limit:g} s)"))
             self._breaker.released(self._permit)
@@ -297,7 +297,7 @@ class _Attempt:
         if self._answer.winner is self:
             self._answer.emit(pieces)
             return
-        if self._answer.decided or self.progress.missed:
+        if self._answer.winner is not None or self.progress.missed:
             return  # cancelled, and has not met it yet
         any_content = False
         for piece in pieces:
@@ -312,8 +312,6 @@ class _Attempt:
             self._commit()
 
     def _commit(self) -> None:
-        if self._answer.decided:
-            return
         if self.scope is not None:
             self.progress.enter("attempts")  # the run's own deadline rules from here
         self._breaker.succeeded(self._permit)
@@ -321,7 +319,7 @@ class _Attempt:
         self._answer.commit(self, held)
 
     def _fail(self, error: ProviderError) -> None:
-        if not self._answer.decided:
+        if self._answer.winner is None:
             self.error = error
         if error.code not in BLAMELESS_CODES:
             self._breaker.failed(self._permit)

@@ -26,7 +26,7 @@ _PLAIN_HEAD = re.compile(
 
 _TELLING = re.compile(
     rb"\r\n((?i:content-length|transfer-encoding|connection|upgrade|content-type|content-encoding)):"
-    rb"[ \t]*([^\r]*?)[ \t]*(?=\r\n)"
+    rb"[ \t]*([^\r]*)"
 )
 """The headers that frame a body, end a connection or tell what the body is, with their values."""
 
@@ -110,9 +110,9 @@ def parse_plain_head(data: bytes) -> tuple[AnswerHead, int] | None:
         match name.lower():
             case b"content-type" if not media_type:
                 media_type = value
-            case b"transfer-encoding" if value == b"chunked":  # written otherwise h11 changes it
+            case b"transfer-encoding" if value.rstrip(b" \t") == b"chunked":  # written otherwise h11 changes it
                 codings += 1
-            case b"connection" if value.lower() == b"keep-alive":
+            case b"connection" if value.rstrip(b" \t").lower() == b"keep-alive":
                 pass
             case _:
                 return None

@@ -200,7 +200,8 @@ async def stream_answer(
         try:
             if head.status_code != httpx.codes.OK or not head.media_type.startswith(decoder.content_type):
                 raise await _error_of(head, body)
-            _check_coding(head)
+            if head.coding != "identity":
+                raise _compressed()
             del head
             while not decoder.done:
                 chunk = await body.receive()
@@ -250,7 +251,8 @@ async def fetch_json(client: httpx.AsyncClient, request: VendorRequest, max_byte
 async def _read_json(head: AnswerHead, body: ResponseBody, max_bytes: int) -> bytes:
     if head.status_code != httpx.codes.OK or head.media_type != "application/json":
         raise await _error_of(head, body)
-    _check_coding(head)
+    if head.coding != "identity":
+        raise _compressed()
     read = bytearray()
     while chunk := await body.receive():
         read += chunk
@@ -310,9 +312,8 @@ def _reason(error: httpx.ConnectError) -> str:
     return reason
 
 
-def _check_coding(head: AnswerHead) -> None:
-    if head.coding != "identity":
-        raise ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
+def _compressed() -> ProviderError:
+    return ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
 
 
 async def _error_of(head: AnswerHead, body: ResponseBody) -> ProviderError:
