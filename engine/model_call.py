@@ -141,6 +141,7 @@ class ModelCall:
         self._any_content = False
         self._is_billed = False
         self._thread = get_ident()
+        self._clock = trio.lowlevel.current_clock()
 
     @property
     def text(self) -> str:
@@ -230,7 +231,7 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
-        now = trio.current_time()
+        now = self._clock.current_time()
         self._emitter.hold()
         try:
             self._take_pieces(pieces, now)
