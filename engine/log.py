@@ -76,13 +76,19 @@ It is told the time. What it raises, the reader's ``read`` raises."""
 class _Waiting:
     """Who waits for the log; a reader may have something taken for it meanwhile."""
 
-    __slots__ = ("after", "bug", "take", "task")
+    __slots__ = ("_log", "after", "bug", "take", "task")
 
-    def __init__(self, after: int = 0, take: Take | None = None) -> None:
+    def __init__(self, log: RunLog, after: int = 0, take: Take | None = None) -> None:
+        self._log = log
         self.after = after
         self.take = take
         self.task = trio.lowlevel.current_task()
         self.bug: Exception | None = None
+
+    def give_up(self, _: Any) -> trio.lowlevel.Abort:
+        """It is cancelled while it waits."""
+        del self._log.waiting[self]
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class _Attached:
@@ -108,6 +114,7 @@ class RunLog:
     Attributes:
         last_seq: the number of the newest event; 0 before the first.
         ended: whether the terminal event is in: nothing follows it.
+        waiting: who waits for it.
         on_append: hears of every event as it is appended (who copies the log elsewhere), and when something else of the
             run is worth keeping (``note_news``); synchronous, must not raise.
     """
@@ -124,7 +131,7 @@ class RunLog:
         self.terminal: TerminalEvent | None = None
         self._entries: list[LogEntry] = []
         self._order = EventOrder()
-        self._waiting: dict[_Waiting, None] = {}
+        self.waiting: dict[_Waiting, None] = {}
         self._waiting_for_several: tuple[trio.lowlevel.ParkingLot, ...] = ()
         self._held = self._changed = False
 
@@ -169,9 +176,9 @@ class RunLog:
         if self._held:
             self._changed = True
             return
-        for one in self._waiting:
+        for one in self.waiting:
             trio.lowlevel.reschedule(one.task)
-        self._waiting.clear()
+        self.waiting.clear()
         for lot in self._waiting_for_several:
             lot.unpark_all()
 
@@ -187,7 +194,7 @@ class RunLog:
             now: the time, from who knows it: of one read's news it is asked once.
         """
         if self._changed and not more_follows:
-            if self._waiting:  # still held: what is sealed is no news of its own
+            if self.waiting:  # still held: what is sealed is no news of its own
                 self._serve(trio.current_time() if now is None else now)
             for lot in self._waiting_for_several:
                 lot.unpark_all()
@@ -202,9 +209,9 @@ class RunLog:
         if self.gathering is not None:
             self.gathering.seal_if_due(now)
             must_look = must_look or self.gathering.due_at < inf
-        for one in list(self._waiting):
-            if one in self._waiting and (must_look or not self._taken_for(one, now)):
-                del self._waiting[one]
+        for one in list(self.waiting):
+            if one in self.waiting and (must_look or not self._taken_for(one, now)):
+                del self.waiting[one]
                 trio.lowlevel.reschedule(one.task)
 
     def _taken_for(self, one: _Waiting, now: float) -> bool:
@@ -235,7 +242,9 @@ class RunLog:
     async def wait_ended(self) -> None:
         """Until the terminal event is in, without reading."""
         while not self.ended:
-            await trio.lowlevel.wait_task_rescheduled(self._park(_Waiting()))
+            waiting = _Waiting(self)
+            self.waiting[waiting] = None
+            await trio.lowlevel.wait_task_rescheduled(waiting.give_up)
 
     async def read(self, after: int = 0, deadline: float = inf, take: Take | None = None) -> list[LogEntry]:
         """Everything after number ``after``, as soon as there is something.
@@ -260,19 +269,10 @@ class RunLog:
                 return self._entries[after:]
             if self.ended or trio.current_time() >= deadline:
                 return []
-            waiting = waiting or _Waiting(after, take)
+            waiting = waiting or _Waiting(self, after, take)
             with trio.CancelScope(deadline=min(due, deadline)):
-                await trio.lowlevel.wait_task_rescheduled(self._park(waiting))
+                self.waiting[waiting] = None
+                await trio.lowlevel.wait_task_rescheduled(waiting.give_up)
             if waiting.bug is not None:
                 raise waiting.bug
             after = waiting.after
-
-    def _park(self, waiting: _Waiting) -> Callable[[Any], trio.lowlevel.Abort]:
-        """Have the log wake it; gives what is done if it is cancelled before."""
-        self._waiting[waiting] = None
-
-        def abort(_: Any) -> trio.lowlevel.Abort:
-            del self._waiting[waiting]
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        return abort
