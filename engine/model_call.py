@@ -68,6 +68,8 @@ class CallInProgress(msgspec.Struct):
 class UniqueIds:
     """Gives out each id once: one that is taken gets a number after it (vendors repeat themselves)."""
 
+    __slots__ = ("_repeats",)
+
     def __init__(self) -> None:
         self._repeats: dict[str, int] = {}
 
@@ -130,7 +132,7 @@ class ModelCall:
         self._run = run
         self._emitter = emitter
         self._call_ids = call_ids
-        self._model_ids = UniqueIds()
+        self._model_ids: UniqueIds | None = None  # with the first tool call
         self._spent = spent
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -141,6 +143,7 @@ class ModelCall:
         self._any_content = False
         self._is_billed = False
         self._thread = get_ident()
+        self._clock = trio.lowlevel.current_clock()
 
     @property
     def text(self) -> str:
@@ -230,14 +233,15 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
-        now = trio.current_time()
-        self._emitter.hold()
+        now = self._clock.current_time()
+        log = self._emitter.log
+        log.hold()
         try:
             self._take_pieces(pieces, now)
         except OutputLimitError as error:
             self._run.fail("output_limit", str(error))
         finally:
-            self._emitter.release(more_follows=self.finish_reason is not None, now=now)
+            log.release(more_follows=self.finish_reason is not None, now=now)
 
     def _take_pieces(self, pieces: Sequence[Piece], now: float) -> None:
         """Take them in order; texts that follow each other are taken as one, as a fast model's read brings hundreds."""
@@ -339,6 +343,7 @@ class ModelCall:
 
     def _start(self, call: CallInProgress, index: int, fragment: str) -> None:
         """Tell of the call, with its arguments if they are there whole (some vendors send calls in one piece)."""
+        self._model_ids = self._model_ids or UniqueIds()
         call.model_id = self._model_ids.take(call.model_id or f"{self.step_id}-call-{index}")
         call.call_id = self._call_ids.take(call.model_id)
         written = call.arguments + fragment

@@ -83,11 +83,12 @@ class Tracer:
     a run and told of the next span all the same; the run never notices.
     """
 
-    __slots__ = ("_collector", "_complained", "_open", "_run_id", "_spans")
+    __slots__ = ("_clock", "_collector", "_complained", "_open", "_run_id", "_spans")
 
     def __init__(self, run_id: str, collector: TraceCollector | None) -> None:
         self._run_id = run_id
         self._collector = collector
+        self._clock = trio.lowlevel.current_clock()
         self._open: dict[int, Span] = {}  # in the order of their begin: a parent before its children
         self._spans = 0
         self._complained = False
@@ -103,7 +104,7 @@ class Tracer:
             parent_id=(None if self._spans == 1 else 1) if parent is None else parent.span_id,
             kind=kind,
             name=name,
-            started_at=trio.current_time(),
+            started_at=self._clock.current_time(),
             attributes=attributes,
         )
         self._open[span.span_id] = span
@@ -149,7 +150,7 @@ class Tracer:
 
     def _end(self, span: Span, error: str | None, collector: TraceCollector) -> None:
         del self._open[span.span_id]
-        span.ended_at = trio.current_time()
+        span.ended_at = self._clock.current_time()
         span.error = error
         try:
             collector.span_ended(span)
