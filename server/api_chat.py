@@ -17,7 +17,7 @@ from engine.pieces import FinishReason
 
 from .agent_access import find_chat_agent
 from .auth import resolve_user
-from .availability import or_unavailable
+from .availability import or_unavailable, unless_unavailable
 from .chat_runs import run_of_chat
 from .errors import ApiError, draining
 from .repeats import ResumeQuery
@@ -144,7 +144,7 @@ def _check_not_draining(supervisor: RunSupervisor) -> None:
 async def _begin(call: Call[ChatRequest, None], spec: RunSpec, run_id: str) -> None:
     """Have it in the store that the run is under way: after the death of this process somebody must end it."""
     if spec.memory_use is not None:
-        await or_unavailable(begin_turn, spec, run_id)
+        await unless_unavailable(begin_turn, spec, run_id)
     elif call.services.database is not None:
         scope = Scope(spec.owner.tenant_id, spec.owner.user_id, spec.agent_id)
         now = call.services.now()

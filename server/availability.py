@@ -66,9 +66,18 @@ async def or_unavailable(ask: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     Raises:
         ApiError: 503, if the store cannot answer now.
     """
-    try:
+
+    async def in_time() -> T:
         with trio.fail_after(STORE_SECONDS):
-            answer = await ask(*args)
+            return await ask(*args)
+
+    return await unless_unavailable(in_time)
+
+
+async def unless_unavailable(ask: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """What ``ask`` answers, which itself limits how long it waits for the store. Raises as ``or_unavailable``."""
+    try:
+        answer = await ask(*args)
     except (StoreUnavailableError, trio.TooSlowError) as error:
         _outage.begin(str(error) or "too slow")
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}

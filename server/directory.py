@@ -33,6 +33,10 @@ class AgentDirectory:
         """Whether the id is that of an agent of the operator's, so that no tenant may take it."""
         return agent_id in self._operators
 
+    def operators_own(self, agent_id: str) -> AgentRecord | None:
+        """The operator's agent of that id: what ``find`` finds first, without waiting."""
+        return self._operators.get(agent_id)
+
     def operators(self) -> tuple[AgentRecord, ...]:
         """The operator's agents: those that are built in, then the file's."""
         return tuple(self._operators.values())

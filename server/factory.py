@@ -218,6 +218,7 @@ class AgentFactory:
                 wait=settings.wait,
                 has_document=record.working_memory is not None,
                 at_hand=memory.at_hand,
+                is_prompt=True,
             )
 
         return memory_of

@@ -101,6 +101,7 @@ class StoredMemory:
         self._database = store.database
         self._scope = scope
         self._session_id = session_id
+        self._session = scope, session_id
         self._settings = settings or MemorySettings()
         self._working = working
         self._meaning = meaning
@@ -111,7 +112,7 @@ class StoredMemory:
     async def begin_turn(self, run_id: str, message: Message) -> None:
         """Keep the user's message, once, before its run starts; see ``Memory``."""
         self._run_id = run_id
-        await self._last_turn_kept()
+        await self._store.pending.wait_saved(self._session)
         self._known = await self._database.write(self._begin_turn, run_id, message, self._store.now())
 
     def at_hand(self) -> AtHand:
@@ -128,7 +129,7 @@ class StoredMemory:
         if known is not None and messages == self._settings.context_window:
             await trio.lowlevel.checkpoint()
             return known.history
-        await self._last_turn_kept()
+        await self._store.pending.wait_saved(self._session)
         return await self._database.read(history.history, self._scope, self._session_id, messages)
 
     async def recall(self, text: str, limit: int) -> Sequence[MemoryEntry]:
@@ -170,7 +171,8 @@ class StoredMemory:
 
         What the store does not take now, or not before this is cancelled, is left to ``MemoryStore.unsaved``.
         """
-        with self._store.pending.saving(self._session):
+        self._store.pending.hold(self._session)
+        try:
             save = partial(self._save, turn, self._store.now())
             try:
                 await save()
@@ -180,18 +182,13 @@ class StoredMemory:
             except trio.Cancelled:
                 self._store.unsaved.add(self._session, turn, save)
                 raise
+        finally:
+            self._store.pending.release(self._session)
 
     async def _save(self, turn: TurnRecord, now: str) -> None:
-        await self._database.write(turns.save_turn, turn, now)
+        await self._database.keep(turns.save_turn, turn, now)
         if self._meaning is not None:
             self._store.backlog.add(self._scope, self._meaning)
-
-    @property
-    def _session(self) -> tuple[rows.Scope, str]:
-        return self._scope, self._session_id
-
-    async def _last_turn_kept(self) -> None:
-        await self._store.pending.wait_saved(self._session)
 
     def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 
 import trio
 
@@ -12,9 +11,11 @@ PENDING_SECONDS = 5.0
 
 
 class _Pending:
+    __slots__ = ("count", "over")
+
     def __init__(self) -> None:
         self.count = 0
-        self.over = trio.Event()
+        self.over: trio.Event | None = None  # made by who waits for it: hardly ever does anybody
 
 
 class PendingSaves:
@@ -27,18 +28,12 @@ class PendingSaves:
         """How many sessions are being saved."""
         return len(self._sessions)
 
-    @contextmanager
-    def saving(self, session: Hashable) -> Iterator[None]:
-        """While the block runs, the session's readers wait. Entering it does not block: no reader can slip through."""
-        self.hold(session)
-        try:
-            yield
-        finally:
-            self.release(session)
-
     def hold(self, session: Hashable) -> None:
-        """The session's readers wait, until each who holds it has released it once."""
-        self._sessions.setdefault(session, _Pending()).count += 1
+        """The session's readers wait, until each who holds it has released it once. No reader can slip through."""
+        pending = self._sessions.get(session)
+        if pending is None:
+            pending = self._sessions[session] = _Pending()
+        pending.count += 1
 
     def release(self, session: Hashable) -> None:
         """A turn of the session is kept, or will never be."""
@@ -46,14 +41,17 @@ class PendingSaves:
         pending.count -= 1
         if not pending.count:
             del self._sessions[session]
-            pending.over.set()
+            if pending.over is not None:
+                pending.over.set()
 
     async def wait_saved(self, session: Hashable, seconds: float = PENDING_SECONDS) -> bool:
-        """Wait until nothing of the session is being saved; False if that took too long. A checkpoint."""
-        with trio.move_on_after(seconds) as limit:
-            pending = self._sessions.get(session)
-            if pending is None:
-                await trio.lowlevel.checkpoint()
-            else:
-                await pending.over.wait()
-        return not limit.cancelled_caught
+        """Wait until nothing of the session is being saved, if anything is; False if that took too long."""
+        pending = self._sessions.get(session)
+        if pending is None:
+            return True
+        if pending.over is None:
+            pending.over = trio.Event()
+        with trio.move_on_after(seconds):
+            await pending.over.wait()
+            return True
+        return False

@@ -26,7 +26,7 @@ from .connecting import (
     without_secrets,
 )
 from .errors import AlreadyThereError, DatabaseError, StoreUnavailableError, is_operational, reason_of
-from .grouped_writes import Change, GroupedWrites, Outcome
+from .grouped_writes import QUEUE_SECONDS, Change, GroupedWrites, Outcome
 from .migrations import is_current, migrate
 from .presence import present_beside, present_in
 from .transactions import KeptTransactions, PooledTransactions, Transactions
@@ -113,17 +113,32 @@ class Database:
         """Make the change and commit it. Cancelled before it has begun, does nothing; after that, runs to its end.
 
         Raises:
-            StoreUnavailableError: the database failed; nothing of the change was kept, unless the connection was lost
-                while it was being committed.
+            StoreUnavailableError: the database failed, or others' changes took too long; nothing of the change was
+                kept, unless the connection was lost while it was being committed.
         """
+        if self._grouped is None:
+            return await self._write_alone(change, *args, may_give_up=False)
+        changed = await self._grouped.write(lambda c: change(c, *args))
+        self._changed.set()
+        return changed
+
+    async def keep(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """As ``write``, but when cancelled, returns at once: the change may be made all the same, so do it again."""
+        if self._grouped is None:
+            return await self._write_alone(change, *args, may_give_up=True)
+        changed = await self._grouped.write(lambda c: change(c, *args), may_give_up=True)
+        self._changed.set()
+        return changed
+
+    async def _write_alone(self, change: Callable[[Connection, *Ts], T], *args: *Ts, may_give_up: bool) -> T:
         if self._inline:
             await trio.lowlevel.checkpoint()
             return self._run(self._writing, change, *args)
-        if self._grouped is not None:
-            changed = await self._grouped.write(lambda c: change(c, *args))
-            self._changed.set()
-            return changed
-        return await trio.to_thread.run_sync(self._run, self._writing, change, *args, limiter=self._writers)
+        with trio.move_on_after(QUEUE_SECONDS):
+            return await trio.to_thread.run_sync(
+                self._run, self._writing, change, *args, abandon_on_cancel=may_give_up, limiter=self._writers
+            )
+        raise StoreUnavailableError(f"{self.name}: other changes take longer than {QUEUE_SECONDS:g} s")
 
     async def keep_tidy(self) -> None:
         """A second after a change, have SQLite take its log over into its file; for as long as it is not cancelled.
@@ -181,7 +196,7 @@ class Database:
     def _make_together(self, changes: Sequence[Change]) -> Sequence[Outcome]:
         """In one transaction; a change that raises is undone and leaves the others alone."""
         if len(changes) == 1:
-            return [outcome.capture(self._run, self._writing, changes[0])]
+            return [outcome.Value(self._run(self._writing, changes[0]))]
         try:
             return self._run(self._writing, _each_by_itself, changes)
         except StoreUnavailableError as error:  # everybody's: nothing was kept

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Insert, RowMapping, delete, func, or_, select
 from engine.memory import MemoryKind
 
 from .errors import AlreadyThereError
-from .prepared import InsertInto, Prepared, constant, given, rows_of_text
+from .prepared import InsertInto, Prepared, Row, constant, given, rows_of_text
 from .rows import Scope, StoredMemory
 from .schema import json_text, memories, messages, owned, owner_values, page_size, runs, storable_values
 from .search import rank, select_candidates
@@ -191,11 +191,25 @@ def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list
         return []
     ((total,),) = _COUNT.rows(c, storable_values(owner_values(scope)))
     scores = rank(terms, found, total)[:limit]
-    numbers = ", ".join(str(number) for number, _ in scores)
+    numbers = ", ".join([str(number) for number, _ in scores])
     chosen = rows_of_text(c, f"SELECT {', '.join(('number', *_SHOWN))} FROM memories WHERE number IN ({numbers})", {})
-    rows = {number: dict(zip(_SHOWN, (*row, json.loads(metadata)), strict=True)) for number, *row, metadata in chosen}
+    rows = {row[0]: row for row in chosen}
     # On PostgreSQL a memory may have been deleted since it was found.
-    return [_stored(rows[number], score) for number, score in scores if number in rows]
+    return [_found(rows[number], score) for number, score in scores if number in rows]
+
+
+def _found(row: Row, score: float) -> StoredMemory:
+    _, memory_id, text, kind, created_at, updated_at, session_id, metadata = row
+    return StoredMemory(
+        id=memory_id,
+        text=text,
+        kind=kind,
+        created_at=created_at,
+        updated_at=updated_at,
+        session_id=session_id,
+        metadata={} if metadata == "{}" else json.loads(metadata),
+        score=score,
+    )
 
 
 def memories_to_embed(c: Connection, scope: Scope, model: str, limit: int) -> list[StoredMemory]:
@@ -211,14 +225,6 @@ def set_embedding(c: Connection, scope: Scope, memory_id: str, embedding: bytes,
     return c.execute(change.values(embedding=embedding, embedding_model=model)).rowcount > 0
 
 
-def _stored(row: Mapping[str, Any] | RowMapping, score: float | None = None) -> StoredMemory:
-    return StoredMemory(
-        id=row["memory_id"],
-        text=row["text"],
-        kind=row["kind"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        session_id=row["session_id"],
-        metadata=row["metadata"],
-        score=score,
-    )
+def _stored(row: RowMapping) -> StoredMemory:
+    fields = {name: row[name] for name in _SHOWN if name != "memory_id"}
+    return StoredMemory(id=row["memory_id"], **fields)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log
 
 from sqlalchemy import Connection
@@ -19,23 +18,22 @@ _SATURATION = 1.2  # BM25's k1 and b, as FTS5 and most others have them
 _LENGTH_WEIGHT = 0.75
 
 # Each term's newest matches, so that a common word cannot crowd out a rare one. The owner is part of what is looked up
-# in the index; the joined columns are compared as well, because a hash is no proof. `+ 0` keeps PostgreSQL from walking
-# the primary key backwards instead of asking the index.
+# in the index; the columns of what is found are compared as well, because a hash is no proof. `+ 0` keeps PostgreSQL
+# from walking the primary key backwards instead of asking the index, and the first `+` SQLite from another index.
+_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
 _ONE_TERM = {
     "sqlite": """
         SELECT * FROM (
-            SELECT m.number AS number FROM memory_index JOIN memories m ON m.number = memory_index.rowid
-            WHERE memory_index MATCH :match_{at} AND {mine}
-            ORDER BY memory_index.rowid DESC LIMIT :most
+            SELECT rowid FROM memory_index WHERE memory_index MATCH :match_{at} ORDER BY rowid DESC LIMIT :most
         )""",
-    "postgresql": """
+    "postgresql": f"""
         (
-            SELECT m.number AS number FROM memories m
-            WHERE m.search @@ CAST(:match_{at} AS tsquery) AND {mine}
+            SELECT m.number FROM memories m
+            WHERE m.search @@ CAST(:match_{{at}} AS tsquery) AND {_MINE}
             ORDER BY m.number + 0 DESC LIMIT :most
         )""",
 }
-_MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :agent_id"
+_MINE_OF_THESE = {"sqlite": _MINE.replace("m.tenant_id", "+m.tenant_id"), "postgresql": _MINE}
 
 
 def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list[tuple[int, str]]:
@@ -51,9 +49,12 @@ def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list
     }
     values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
     one_term = _ONE_TERM[c.dialect.name]
-    numbers = " UNION ".join(one_term.format(at=at, mine=_MINE) for at in range(len(terms)))
-    statement = f"SELECT number, terms FROM memories WHERE number IN ({numbers})"
-    return [(number, kept) for number, kept in rows_of_text(c, statement, values)]
+    numbers = " UNION ALL ".join([one_term.format(at=at) for at in range(len(terms))])
+    mine = _MINE_OF_THESE[c.dialect.name]
+    found = rows_of_text(
+        c, f"SELECT m.number, m.terms FROM memories m WHERE m.number IN ({numbers}) AND {mine}", values
+    )
+    return [(number, kept) for number, kept in found]
 
 
 def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> list[tuple[int, float]]:
@@ -63,31 +64,35 @@ def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> 
     """
     if not found:
         return []
-    wanted = frozenset(terms)
-    counted = [(number, kept.count(" ") + 1, _times(kept, wanted)) for number, kept in found]
-    mean_length = sum(length for _, length, _ in counted) / len(counted)
-    having = Counter(term for _, _, times in counted for term in times)
+    # Without a call for each term of each memory: those took as long as all the rest of a search.
+    counted: list[tuple[int, int, dict[str, int]]] = []
+    having = dict.fromkeys(terms, 0)
+    words = 0
+    for number, kept in found:
+        kept_terms = kept.split(" ")
+        words += len(kept_terms)
+        times: dict[str, int] = {}
+        for term in filter(having.__contains__, kept_terms):
+            if term in times:
+                times[term] += 1
+            else:
+                times[term] = 1
+                having[term] += 1
+        counted.append((number, len(kept_terms), times))
     weights = {term: _weight(having[term], total) for term in terms}
-    scores = [
-        (number, sum(_gain(times[term], length / mean_length) * weights[term] for term in terms if term in times))
-        for number, length, times in counted
-    ]
-    return sorted(scores, key=lambda scored: (-scored[1], -scored[0]))
-
-
-def _times(kept: str, wanted: frozenset[str]) -> Mapping[str, int]:
-    """How often a memory has which of the terms."""
-    times: dict[str, int] = {}
-    for term in filter(wanted.__contains__, kept.split(" ")):
-        times[term] = times.get(term, 0) + 1
-    return times
+    mean_length = words / len(counted)
+    scores: list[tuple[float, int]] = []
+    for number, length, times in counted:
+        norm = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length / mean_length)
+        score = 0.0
+        for term in terms:
+            if term in times:
+                score += times[term] * (_SATURATION + 1) / (times[term] + norm) * weights[term]
+        scores.append((score, number))
+    scores.sort(reverse=True)
+    return [(number, score) for score, number in scores]
 
 
 def _weight(having: int, total: int) -> float:
     """How telling a term is that so many of all memories have (BM25's idf in Lucene's form, never below zero)."""
     return log(1 + (max(total, having) - having + 0.5) / (having + 0.5))
-
-
-def _gain(times: int, length: float) -> float:
-    """What a term that is there so often adds; ``length`` of the memory against the mean."""
-    return times * (_SATURATION + 1) / (times + _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length))

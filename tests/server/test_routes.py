@@ -53,11 +53,11 @@ class SlowDatabase(Database):
         super().__init__(*args, **options)
         self.saving = trio.Event()
 
-    async def write(self, change: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+    async def keep(self, change: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         if change is turns.save_turn:
             self.saving.set()
             await trio.sleep(2)
-        return await super().write(change, *args)
+        return await super().keep(change, *args)
 
 
 def test_no_route_is_there_twice() -> None:

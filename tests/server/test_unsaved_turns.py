@@ -46,6 +46,8 @@ class Closed:
                 raise StoreUnavailableError("locked")
         return await self._database.write(change, *args)
 
+    keep = write
+
     async def read(self, query: Any, *args: Any) -> Any:
         return await self._database.read(query, *args)
 

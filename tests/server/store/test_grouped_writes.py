@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import outcome
 import pytest
 import trio
 import trio.testing
 from sqlalchemy import Connection, event
+from trio.testing import MockClock
 
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
-from server.store.grouped_writes import MOST_AT_ONCE
+from server.store.grouped_writes import MOST_AT_ONCE, QUEUE_SECONDS, Change, GroupedWrites
 from server.store.turns import begin_run, begin_turn, find_run
 
 from .scene import SCOPE, at, said
@@ -218,6 +222,75 @@ async def test_cancelled_as_it_becomes_the_one_who_makes_them_it_makes_them(busy
         await trio.testing.wait_all_tasks_blocked()
         may_end.set()
     assert sorted(gave) == ["cancelled", "other"]
+
+
+async def test_one_that_waits_too_long_is_refused_and_not_made(autojump_clock: MockClock) -> None:
+    may_end = threading.Event()
+    made: list[Change] = []
+
+    def make_together(changes: Sequence[Change]) -> Sequence[outcome.Outcome[Any]]:
+        assert may_end.wait(20)
+        made.extend(changes)
+        return [outcome.Value(None) for _ in changes]
+
+    writes = GroupedWrites(make_together)
+    with trio.testing.assert_checkpoints():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writes.write, str)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(StoreUnavailableError, match="the changes before this one take longer than 5 s"):
+                await writes.write(repr)
+            assert trio.current_time() == QUEUE_SECONDS
+            may_end.set()
+    assert made == [str]
+
+
+async def test_who_may_give_up_does_not_wait_for_the_end_and_the_next_ones_are_made(busy: Busy) -> None:
+    token, begun, may_end = trio.lowlevel.current_trio_token(), trio.Event(), threading.Event()
+
+    def slow(c: Connection) -> bool:
+        token.run_sync_soon(begun.set)
+        assert may_end.wait(20)
+        return begin_run(c, SCOPE, "session", "given up", None, at(1))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(busy.database.keep, slow)
+        await trio.testing.wait_all_tasks_blocked()
+        busy.free()
+        await begun.wait()
+        nursery.cancel_scope.cancel(reason="the test")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(busy.database.write, begin("next"))
+        await trio.testing.wait_all_tasks_blocked()
+        may_end.set()
+    for run_id in ("given up", "next"):
+        assert await busy.database.read(find_run, run_id) is not None
+
+
+def test_a_change_that_was_given_up_may_outlast_the_program(tmp_path: Path) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+    database = Database.open(f"sqlite:///{tmp_path / 'lumos.db'}")
+
+    def slow(_: Connection) -> None:
+        begun.set()
+        assert may_end.wait(20)
+
+    def make_together(changes: Sequence[Change]) -> Sequence[outcome.Outcome[Any]]:
+        try:
+            return database._make_together(changes)
+        finally:
+            ended.set()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(GroupedWrites(make_together).write, slow, may_give_up=True))
+            await trio.to_thread.run_sync(begun.wait)
+            nursery.cancel_scope.cancel(reason="the test")
+
+    trio.run(main)
+    database.close()
+    may_end.set()
+    assert ended.wait(20)
 
 
 async def test_without_a_thread_to_be_had_a_change_fails_and_the_next_does_not(
