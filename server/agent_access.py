@@ -31,7 +31,10 @@ async def find_listed(call: Call[Any, Any]) -> ListedAgent:
     """
     agent_id = call.ids["agent_id"]
     directory = call.services.directory
-    agent = None if directory is None else await or_unavailable(directory.find, call.caller, agent_id)
+    agent: ListedAgent | None = None
+    if directory is not None:
+        known = directory.find_operators(agent_id)
+        agent = known or await or_unavailable(directory.find, call.caller, agent_id)
     if agent is None:
         raise not_found("agent", agent_id)
     return agent

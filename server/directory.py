@@ -37,6 +37,10 @@ class AgentDirectory:
         """The operator's agents: those that are built in, then the file's."""
         return tuple(self._operators.values())
 
+    def find_operators(self, agent_id: str) -> AgentRecord | None:
+        """The operator's agent of that id."""
+        return self._operators.get(agent_id)
+
     async def find(self, principal: Principal, agent_id: str) -> ListedAgent | None:
         """The agent of that id, if it is one that this principal may use: another user's or tenant's is not there.
 
