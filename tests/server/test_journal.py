@@ -267,12 +267,12 @@ async def test_what_is_not_settled_is_bounded_however_long_a_run_talks(autojump_
     database = troubled()
     async with open_keeping_world(database=database) as world:
         quiet = await start(world, ((0, (SENT,)), (200, text("a"))))
-        run = await start(world, talk(600))
+        run = await start(world, talk(650))
         async with trio.open_nursery() as readers:
             for each in (run, quiet):
                 readers.start_soon(read_live, world, each)
             most_rows = most_bytes = 0
-            while not run.log.ended:
+            while run.log.last_seq < 600:
                 await trio.sleep(1)
                 first = (await settled(database, run.id) or [0])[-1]
                 most_bytes = max(most_bytes, sum(len(entry.frame) for entry in run.log.entries(first)))
