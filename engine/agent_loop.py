@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from typing import Protocol
 
 import msgspec
+import trio
 
 from .emitter import Emitter
-from .errors import ErrorCode, OutputLimitError, ProviderError
+from .errors import OutputLimitError, ProviderError
 from .events import Event, MemoryUpdate, Metadata, StepComplete, ToolCallComplete, Usage
 from .guests import Guests
 from .memory_news import MemoryNews
-from .model_call import CallInProgress, ModelCall, UniqueIds
+from .model_call import CallInProgress, CallOwner, ModelCall, UniqueIds
 from .prompt import read_context, with_context
 from .provider import Message, ModelRequest
 from .spec import RunSpec
 from .tool_calls import PendingCall
 from .tools import MemoryOperation, ToolContext
-from .trace import CANCELLED, Span, Tracer
+from .trace import CANCELLED, Span, Tracer, error_name
 from .usage import add_usage
 
 
-class LoopOwner(Protocol):
+class LoopOwner(CallOwner, Protocol):
     """The run that the loop works for."""
 
     id: str
     spec: RunSpec
     memory_updates: int
-
-    def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
-        """End the run, and with it the loop."""
-        ...
-
-    def note_content(self) -> None:
-        """The model said something."""
-        ...
-
-    def note_sent(self) -> None:
-        """The model was sent its request."""
-        ...
 
 
 class AgentLoop:
@@ -63,7 +53,7 @@ class AgentLoop:
         self._spent: Usage | None = None
         self._tool_calls = 0
         self._call_ids = UniqueIds()
-        self._memory_news = MemoryNews(self._note_memory_update)
+        self._memory_news: MemoryNews | None = None  # with the first tool
 
     @property
     def usage(self) -> Usage | None:
@@ -75,6 +65,11 @@ class AgentLoop:
         if call.answered_by is None:
             return usage
         return msgspec.structs.replace(usage, provider=call.answered_by.provider, model=call.answered_by.model)
+
+    @property
+    def lateness(self) -> ProviderError | None:
+        """Why the model call under way is too late; None if it is not, or if there is none."""
+        return None if self._call is None or self._call_is_kept else self._call.lateness
 
     @property
     def input_tokens(self) -> int | None:
@@ -102,14 +97,15 @@ class AgentLoop:
                 call = await self._ask(request, step, may_call=may_call)
                 if call is None:
                     return None
-                results = await self._call_tools(call, guests, step, may_call=may_call) if call.calls else []
+                calls = call.calls
+                results = await self._call_tools(call, guests, step, may_call=may_call) if calls else []
             self._keep(call, results)
-            if not (call.calls and may_call) or call.finish_reason == "content_filter" or self._emitter.ended:
+            if not (calls and may_call) or call.finish_reason == "content_filter" or self._emitter.ended:
                 break
             request = msgspec.structs.replace(first, messages=(*first.messages, *self.turn))
         if request.tools and call.finish_reason != "content_filter" and not self._emitter.response.strip():
             self._fail_without_answer(call, ran_out=not may_call)
-        elif not call.calls:
+        elif not calls:
             self._emit(StepComplete("Final", call.step_id))
         return None if self._emitter.ended else call
 
@@ -125,8 +121,9 @@ class AgentLoop:
             self._run.fail("max_steps", f"the model gave no answer after its {limit} were used up")
 
     def _keep(self, call: ModelCall, results: list[Message]) -> None:
-        if call.calls or call.text:
-            self.turn += (call.as_message(self._spec.provider.name), *results)
+        message = call.as_message(self._spec.provider.name)
+        if message.tool_calls or message.content:
+            self.turn += (message, *results)
         self._call_is_kept = True
 
     async def _first_request(self, guests: Guests, span: Span) -> ModelRequest:
@@ -147,39 +144,36 @@ class AgentLoop:
 
     async def _ask(self, request: ModelRequest, parent: Span, *, may_call: bool) -> ModelCall | None:
         """One model call; None if the run was ended by it. Only bugs go on as exceptions."""
+        call = self._begin_call(request, may_call=may_call)
+        provider, model = self._spec.provider, request.model
+        span = self._tracer.begin("model", model, parent, provider=provider.name, model=model)
+        failure: BaseException | None = None
+        try:
+            await call.ask(provider)
+        except ProviderError as error:
+            failure = error
+            self._run.fail(error.code, str(error), error.retry_after)
+        except BaseException as reason:
+            failure = (isinstance(reason, trio.Cancelled) and call.lateness) or reason
+            raise
+        finally:
+            if self._spec.trace is not None:
+                self._tracer.end(span, None if failure is None else error_name(failure), **call.facts())
+                if isinstance(failure, ProviderError):
+                    self._tracer.end(parent)  # which did not fail itself
+        return None if self._emitter.ended else call
+
+    def _begin_call(self, request: ModelRequest, *, may_call: bool) -> ModelCall:
         if request.tools and not may_call:
             request = msgspec.structs.replace(request, tool_choice="none")
         self._spent, self.steps = self.usage, self.steps + 1
-        call = self._call = ModelCall(
-            f"step-{self.steps}",
-            request,
-            self._emitter,
-            on_content=self._run.note_content,
-            on_sent=self._run.note_sent,
-            fail=self._run.fail,
-            call_ids=self._call_ids,
-            spent=self._spent,
-        )
         self._call_is_kept = False
-        try:
-            await self._ask_traced(call, parent)
-        except ProviderError as error:
-            self._run.fail(error.code, str(error), error.retry_after)
-        return None if self._emitter.ended else call
-
-    async def _ask_traced(self, call: ModelCall, parent: Span) -> None:
-        provider, model = self._spec.provider, call.request.model
-        if self._spec.trace is None:
-            await call.ask(provider)
-            return
-        with self._tracer.span("model", model, parent, provider=provider.name, model=model) as span:
-            try:
-                await call.ask(provider)
-            finally:
-                self._tracer.note(span, **call.facts())
+        self._call = ModelCall(f"step-{self.steps}", request, self._run, self._emitter, self._call_ids, self._spent)
+        return self._call
 
     async def _call_tools(self, call: ModelCall, guests: Guests, parent: Span, *, may_call: bool) -> list[Message]:
         """The step's tool calls, side by side; their results in the order of the calls."""
+        self._run.expect_by(inf)
         spans = [self._tracer.begin("tool", one.name, parent, call_id=one.call_id) for one in call.calls]
         pending = [self._pend(one, call.step_id, span) for one, span in zip(call.calls, spans, strict=True)]
         try:
@@ -219,6 +213,7 @@ class AgentLoop:
 
     def _context_for(self, call: CallInProgress) -> ToolContext:
         memory_use = self._spec.memory_use
+        self._memory_news = self._memory_news or MemoryNews(self._note_memory_update)
         return ToolContext(
             run_id=self._run.id,
             call_id=call.call_id,

@@ -1,7 +1,8 @@
-"""The run's deadlines: how long each wait may take, and the one scope that watches an attempt's progress."""
+"""The run's deadlines: how long each wait may take, and what watches an attempt's progress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Annotated, Literal, TypeAlias
 
@@ -77,21 +78,26 @@ class DeadlineTooLongError(ValueError):
         self.allowed = allowed
 
 
-class Progress:
-    """The progress scope of one attempt: its deadline moves as the phase changes, and the phase names the code.
+class Phases:
+    """The phases of one attempt: its deadline moves as the phase changes, and the phase names the code.
 
-    Use as ``with progress.scope: …`` and test ``progress.scope.cancelled_caught`` outside.
+    Args:
+        move: moves the deadline, on trio's clock.
 
     Attributes:
         limit: the current phase's seconds; infinite while a provider keeps the deadlines of its attempts itself.
+        due_at: the deadline.
     """
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    __slots__ = ("_deadlines", "_move", "due_at", "limit", "phase")
+
+    def __init__(self, deadlines: Deadlines, move: Callable[[float], None]) -> None:
         self._deadlines = deadlines
+        self._move = move
         self.phase: Phase = "connect"
         self.limit = deadlines.connect
-        self._due_at = trio.current_time() + deadlines.connect
-        self.scope = trio.CancelScope(deadline=self._due_at)
+        self.due_at = trio.current_time() + deadlines.connect
+        move(self.due_at)
 
     def enter(self, phase: Phase, now: float | None = None) -> None:
         """Begin the phase, or begin its wait anew: the deadline is the phase's seconds from now.
@@ -99,17 +105,44 @@ class Progress:
         Does nothing once the deadline has passed: the phase that it ended gives the error its name.
         """
         now = trio.current_time() if now is None else now
-        if now >= self._due_at:
+        if now >= self.due_at:
             return
         if phase != self.phase:
             self.phase = phase
             self.limit = getattr(self._deadlines, phase, inf)
-        self.scope.deadline = self._due_at = now + self.limit
+        self.due_at = now + self.limit
+        self._move(self.due_at)
+
+    @property
+    def missed(self) -> bool:
+        """Whether the deadline has passed."""
+        return trio.current_time() >= self.due_at
 
     @property
     def error_code(self) -> TimeoutCode:
         """The code of the deadline that is armed now."""
         return PHASE_CODES[self.phase]
+
+
+class Progress(Phases):
+    """The phases of an attempt under a scope of its own.
+
+    Use as ``with progress.scope: …`` and test ``progress.scope.cancelled_caught`` outside.
+    """
+
+    __slots__ = ("scope",)
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.scope = trio.CancelScope()
+        super().__init__(deadlines, self._set_deadline)
+
+    @property
+    def missed(self) -> bool:
+        """Whether the deadline has passed, or the attempt was cancelled by another's hand."""
+        return self.scope.cancel_called
+
+    def _set_deadline(self, due_at: float) -> None:
+        self.scope.deadline = due_at
 
 
 PHASE_CODES: dict[Phase, TimeoutCode] = {

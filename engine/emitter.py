@@ -69,14 +69,17 @@ class Emitter:
 
     After the terminal event it drops what still comes: whoever ends the run first wins.
 
-    ``hold`` and ``release`` are the log's own; who knows the time already, gives it as ``now``.
+    Who knows the time already, gives it as ``now``.
 
     The frames of the log are never more than ``2 * max_run_bytes + CLOSING_BYTES``: what the limit lets through, the
     terminal event that repeats the answer, and what else closes the run, which is short (``Run`` sees to it).
+
+    Attributes:
+        log: where the events go; who emits several in one stretch holds it.
     """
 
     def __init__(self, log: RunLog, config: StreamingConfig, max_run_bytes: int) -> None:
-        self._log = log
+        self.log = log
         self._config = config
         self._max_run_bytes = max_run_bytes
         self._said: list[str] = []
@@ -90,7 +93,6 @@ class Emitter:
         self._any_sealed = False
         self.due_at = inf
         log.gathering = self
-        self.hold, self.release = log.hold, log.release
 
     @property
     def response(self) -> str:
@@ -100,7 +102,7 @@ class Emitter:
     @property
     def ended(self) -> bool:
         """Whether the log has its terminal event: what still comes is dropped."""
-        return self._log.terminal is not None
+        return self.log.terminal is not None
 
     def gap_before(self, content: str) -> str:
         """What keeps a new step's text apart from the answer so far; empty where space is there already."""
@@ -114,12 +116,12 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log would outgrow its bound; the text is not taken.
         """
-        if content and self._log.terminal is None:
+        if content and self.log.terminal is None:
             self._said.append(self._gather(TextDelta, content, step_id, now))
 
     def reasoning(self, content: str, step_id: str) -> None:
         """Gather reasoning text. Raises as ``text`` does."""
-        if content and self._log.terminal is None:
+        if content and self.log.terminal is None:
             self._gather(ReasoningDelta, content, step_id)
 
     def emit(self, event: Event) -> None:
@@ -128,9 +130,9 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log is full; what closes the run is taken even then.
         """
-        if self._log.terminal is None:
+        if self.log.terminal is None:
             self._seal()
-            self._log.append(event, inf if closes(event) else self._max_run_bytes)
+            self.log.append(event, inf if closes(event) else self._max_run_bytes)
 
     def forget(self) -> None:
         """Drop the text kept for ``response``: the terminal event has what is still wanted."""
@@ -154,14 +156,14 @@ class Emitter:
         self._gathered.append(content)
         self._gathered_chars += len(content)
         self._gathered_bytes += size
-        if self._gathered_bytes >= (BUSY_SEAL_BYTES if self._log.readers else UNREAD_SEAL_BYTES):
+        if self._gathered_bytes >= (BUSY_SEAL_BYTES if self.log.readers else UNREAD_SEAL_BYTES):
             self._seal()
             return content
         enough = not self._any_sealed or self._gathered_chars >= self._config.text_buffer_size
         due_at = max(self._begun_at if enough else self._begun_at + self._config.flush_after, self._not_before)
         if due_at != self.due_at:
             self.due_at = due_at
-            self._log.wake()  # a waiting reader takes the text, or sets itself this limit
+            self.log.wake()  # a waiting reader takes the text, or sets itself this limit
         return content
 
     def check_room(self, more_bytes: int) -> None:
@@ -170,7 +172,7 @@ class Emitter:
         Raises:
             OutputLimitError: the run's log has no room for so many bytes.
         """
-        if self._log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
+        if self.log.size_bytes + self._gathered_bytes + more_bytes > self._max_run_bytes:
             raise OutputLimitError(f"the run's output is over {self._max_run_bytes} bytes")
 
     def seal_if_due(self, now: float | None = None) -> None:
@@ -188,7 +190,7 @@ class Emitter:
         self._any_sealed = True
         if self._config.text_delta_delay_ms is not None:
             self._not_before = trio.current_time() + self._config.text_delta_delay_ms / 1000
-        self._log.append(self._kind(content, self._step_id))
+        self.log.append(self._kind(content, self._step_id))
 
 
 def short(text: str) -> str:

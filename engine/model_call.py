@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
-from .deadlines import Progress
+from .deadlines import Phases
 from .emitter import MAX_SHORT_CHARS, Emitter, encodable, nests_too_deep, short
 from .errors import REFUSAL_CODES, ErrorCode, OutputLimitError, ProviderError
 from .events import ToolCallDelta, ToolCallStart, Usage, UsageUpdate
@@ -68,6 +68,8 @@ class CallInProgress(msgspec.Struct):
 class UniqueIds:
     """Gives out each id once: one that is taken gets a number after it (vendors repeat themselves)."""
 
+    __slots__ = ("_repeats",)
+
     def __init__(self) -> None:
         self._repeats: dict[str, int] = {}
 
@@ -83,14 +85,32 @@ class UniqueIds:
         return taken
 
 
+class CallOwner(Protocol):
+    """The run that a model call belongs to."""
+
+    def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
+        """End the run, and with it the call: for what the model may not do, which is no failure of the provider's."""
+        ...
+
+    def note_content(self) -> None:
+        """A model said something for the first time in its call."""
+        ...
+
+    def note_sent(self) -> None:
+        """The model was sent its request."""
+        ...
+
+    def expect_by(self, due_at: float) -> None:
+        """Without more from the model by then, on trio's clock, the run is cancelled."""
+        ...
+
+
 class ModelCall:
     """One step's model call, while it goes on and after it.
 
     Args:
+        run: whose call it is.
         emitter: where events go.
-        on_content: called at each read that brought content.
-        on_sent: called once the request is written.
-        fail: ends the run, and with it this call: for what the model may not do, which is no failure of the provider's.
         call_ids: the ids of the run's tool calls; this call takes its own.
         spent: what the steps before have used.
     """
@@ -99,26 +119,21 @@ class ModelCall:
         self,
         step_id: str,
         request: ModelRequest,
+        run: CallOwner,
         emitter: Emitter,
-        *,
-        on_content: Callable[[], None],
-        on_sent: Callable[[], None] = lambda: None,
-        fail: Callable[[ErrorCode, str], object],
         call_ids: UniqueIds,
         spent: Usage | None = None,
     ) -> None:
         self.step_id = step_id
-        self.request = request
+        self._progress = Phases(request.deadlines, run.expect_by)
+        self.request = msgspec.structs.replace(request, progress=self._progress)
         self.finish_reason: FinishReason | None = None
         self.answered_by: AnsweredByPiece | None = None
+        self._run = run
         self._emitter = emitter
-        self._on_content = on_content
-        self._on_sent = on_sent
-        self._fail = fail
         self._call_ids = call_ids
-        self._model_ids = UniqueIds()
+        self._model_ids: UniqueIds | None = None  # with the first tool call
         self._spent = spent
-        self._progress = Progress(request.deadlines)
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, CallInProgress] = {}
@@ -128,6 +143,7 @@ class ModelCall:
         self._any_content = False
         self._is_billed = False
         self._thread = get_ident()
+        self._clock = trio.lowlevel.current_clock()
 
     @property
     def text(self) -> str:
@@ -137,7 +153,7 @@ class ModelCall:
     @property
     def calls(self) -> list[CallInProgress]:
         """The tool calls so far, in the model's order."""
-        return [self._calls[index] for index in sorted(self._calls)]
+        return [self._calls[index] for index in sorted(self._calls)] if self._calls else []
 
     @property
     def usage(self) -> Usage | None:
@@ -172,26 +188,31 @@ class ModelCall:
         }
         return {name: fact for name, fact in facts.items() if fact is not None}
 
+    @property
+    def lateness(self) -> ProviderError | None:
+        """The failure of a call whose progress deadline has passed (``timeout.…``)."""
+        if not self._progress.missed:
+            return None
+        text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
+        return ProviderError(self._progress.error_code, text)
+
     async def ask(self, provider: Provider) -> None:
-        """Ask, and take the whole answer.
+        """Ask, and take the whole answer. At a progress deadline the run is cancelled: ``lateness`` then tells why.
 
         Raises:
-            ProviderError: the model's side failed, or one of the progress deadlines passed (``timeout.…``).
+            ProviderError: the model's side failed, or has ended too late.
         """
-        scope = self._progress.scope
         try:
-            with scope:
-                await provider.stream(self.request, self._take)
-                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
+            await provider.stream(self.request, self._take)
+            await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
         except ProviderError as error:
             # Raised in cleanup, it is not what ended the call: what cancelled the run is the reason.
             await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - so it is to be lost
-            if not scope.cancel_called:
+            if self.lateness is None:
                 self._is_billed = self._is_billed and error.code not in REFUSAL_CODES
                 raise
-        if scope.cancel_called:
-            text = _TIMEOUT_TEXTS[self._progress.phase].format(self._progress.limit)
-            raise ProviderError(self._progress.error_code, text)
+        if (lateness := self.lateness) is not None:
+            raise lateness
         if self.finish_reason == "error":
             raise ProviderError("upstream.server", "the model broke off with an error")
         if not all(call.name for call in self._calls.values()):
@@ -212,14 +233,15 @@ class ModelCall:
         """What the provider pushes into: everything that one upstream read brought."""
         if get_ident() != self._thread:  # waking the log's readers from there would end every run of the process
             raise RuntimeError("a provider emits in its run's own thread: use trio.from_thread.run_sync")
-        now = trio.current_time()
-        self._emitter.hold()
+        now = self._clock.current_time()
+        log = self._emitter.log
+        log.hold()
         try:
             self._take_pieces(pieces, now)
         except OutputLimitError as error:
-            self._fail("output_limit", str(error))
+            self._run.fail("output_limit", str(error))
         finally:
-            self._emitter.release(more_follows=self.finish_reason is not None, now=now)
+            log.release(more_follows=self.finish_reason is not None, now=now)
 
     def _take_pieces(self, pieces: Sequence[Piece], now: float) -> None:
         """Take them in order; texts that follow each other are taken as one, as a fast model's read brings hundreds."""
@@ -269,7 +291,7 @@ class ModelCall:
                 self.finish_reason = reason
             case RequestSentPiece():
                 self._is_billed = True
-                self._on_sent()
+                self._run.note_sent()
                 if self._progress.phase != "attempts":
                     self._progress.enter("first_token", now)
             case AttemptsPiece():
@@ -287,7 +309,7 @@ class ModelCall:
         self._progress.enter("idle", now)
         if not self._any_content:
             self._any_content = True
-            self._on_content()
+            self._run.note_content()
         return True
 
     def _take_text(self, text: str, now: float) -> None:
@@ -302,7 +324,7 @@ class ModelCall:
 
     def _take_call(self, piece: ToolCallPiece) -> None:
         if not self.request.tools:
-            self._fail("upstream.protocol", "the model called a tool, but it was offered none")
+            self._run.fail("upstream.protocol", "the model called a tool, but it was offered none")
             return
         if not (piece.call_id or piece.name or piece.arguments_fragment):
             return
@@ -321,6 +343,7 @@ class ModelCall:
 
     def _start(self, call: CallInProgress, index: int, fragment: str) -> None:
         """Tell of the call, with its arguments if they are there whole (some vendors send calls in one piece)."""
+        self._model_ids = self._model_ids or UniqueIds()
         call.model_id = self._model_ids.take(call.model_id or f"{self.step_id}-call-{index}")
         call.call_id = self._call_ids.take(call.model_id)
         written = call.arguments + fragment

@@ -55,11 +55,17 @@ CALL_TABLE: dict[CallState, dict[type[Event], CallState]] = {
 }
 
 
+_OF_CALLS = (ToolCallStart, ToolCallDelta, ToolCallComplete)
+
+
 class EventOrder:
     """Walks the tables for one log; refuses, without a change of state, what they do not allow."""
 
+    __slots__ = ("_calls", "_next", "state")
+
     def __init__(self) -> None:
         self.state = RunState.CREATED
+        self._next = RUN_TABLE[self.state]
         self._calls: dict[str, CallState] = {}
 
     def admit(self, event: Event) -> None:
@@ -68,12 +74,13 @@ class EventOrder:
         Raises:
             EventOrderError: the event may not come at this point.
         """
-        state = RUN_TABLE[self.state].get(type(event))
+        state = self._next.get(type(event))
         if state is None:
             raise EventOrderError(f"{type(event).__name__} may not come when the run is {self.state.name}")
-        if isinstance(event, ToolCallStart | ToolCallDelta | ToolCallComplete):
+        if isinstance(event, _OF_CALLS):
             call = self._calls.get(event.call_id, CallState.ABSENT)
             if type(event) not in CALL_TABLE[call]:
                 raise EventOrderError(f"{type(event).__name__} may not come when call {event.call_id} is {call.name}")
             self._calls[event.call_id] = CALL_TABLE[call][type(event)]
-        self.state = state
+        if state is not self.state:
+            self.state, self._next = state, RUN_TABLE[state]

@@ -24,7 +24,8 @@ class RequestSentPiece(_Piece, frozen=True, tag="request_sent"):
 class AttemptsPiece(_Piece, frozen=True, tag="attempts"):
     """The provider makes several attempts and keeps connect and first-token deadlines for each of them.
 
-    Comes first, if at all: the run's own deadline for these phases is then off until the first content.
+    Comes before the first attempt that it keeps them for: the run's own deadline for these phases is then off until
+    the first content.
     """
 
 

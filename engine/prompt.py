@@ -42,10 +42,9 @@ async def read_context(
 ) -> RunContext:
     """Read what the memory does not have at hand, side by side, for ``use.wait`` seconds at most. Fails in no part."""
     arrived = _at_hand(use, tracer, parent)
-    question = last_user_text(request)
-    parts = {name: part for name, part in _parts(use, question).items() if name not in arrived}
-    if not parts:
+    if len(arrived) == 2 and not use.has_document:
         return RunContext(**arrived)
+    parts = {name: part for name, part in _parts(use, last_user_text(request)).items() if name not in arrived}
     deadline = trio.current_time() + use.wait
 
     async def read(name: str, part: Callable[[], Awaitable[Any]]) -> None:

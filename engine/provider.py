@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from .deadlines import Deadlines
+from .deadlines import Deadlines, Phases
 from .pieces import Emit
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
@@ -69,6 +69,8 @@ class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
         response_schema: a JSON Schema object that the answer's text must fit (structured output).
         extra: vendor options, passed through untouched as fields of the request's body.
         deadlines: the run's, for providers that make several attempts; the run itself enforces them.
+        progress: by which the run enforces them, where a provider that needs no scope of its own may see whether the
+            model has missed one; None without a run.
     """
 
     messages: tuple[Message, ...]
@@ -81,6 +83,7 @@ class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     response_schema: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
     deadlines: Deadlines = Deadlines()
+    progress: Phases | None = None
 
 
 class Provider(Protocol):

@@ -7,10 +7,11 @@ event to its log; the first to do so wins, and everything the run started is gon
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
+from typing import Any
 
 import trio
 
@@ -80,13 +81,16 @@ class Run:
         self._loop = AgentLoop(self, self._emitter, self._tracer)
         self._terminal: TerminalEvent | None = None  # decided; in the log once it is kept
         self._saved = False
-        self._over = trio.Event()
+        self._is_over = False
+        self._over: trio.Event | None = None  # for who waits for it
         self._total_until = self.started_at + spec.deadlines.total
+        self._model_until = inf
         self._unread_until = self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
         self._scope: trio.CancelScope | None = None  # from its task's first step
         self.log.on_readers_changed = self._readers_changed
         self._emitter.emit(AgentStarted(spec.agent_id, run_id, wall_clock().isoformat()))
-        self._emit_metadata()
+        if spec.streaming.emit_metadata:
+            self._emit_metadata()
         self._tell(self._observer.run_started)
 
     @property
@@ -102,7 +106,7 @@ class Run:
     @property
     def ttfb_ms(self) -> float | None:
         """``ttfb`` in milliseconds, as events and views tell of it."""
-        return None if self.ttfb is None else milliseconds(self.ttfb)
+        return None if (ttfb := self.ttfb) is None else milliseconds(ttfb)
 
     @property
     def elapsed_ms(self) -> float:
@@ -127,28 +131,26 @@ class Run:
             return self._loop.input_tokens
         return None if self.log.terminal.usage is None else self.log.terminal.usage.input_tokens
 
-    async def execute(self) -> None:
+    def execute(self) -> Coroutine[Any, Any, None]:
         """Run to the end. Raises nothing but what cancels the task itself; the log has its terminal event then.
 
         What only a living run needs is dropped: an ended one is its log, the times and the names.
         """
-        if not self._has_guests:
-            await self._execute(Guests(self.id, self._crash))
-            return
+        use = self.spec.memory_use
+        if self.spec.tool_use.tools or not (use is None or use.is_prompt):
+            return self._execute_with_guests()
+        return self._execute(Guests(self.id, self._crash))
+
+    async def _execute_with_guests(self) -> None:
         async with trio.open_nursery() as nursery:
             await self._execute(Guests(self.id, self._crash, nursery))
-
-    @property
-    def _has_guests(self) -> bool:
-        use = self.spec.memory_use
-        return bool(self.spec.tool_use.tools) or not (use is None or use.is_prompt)
 
     async def _execute(self, guests: Guests) -> None:
         span = self._tracer.begin("run", self.spec.agent_id, agent_id=self.spec.agent_id)
         try:
             if not self.log.ended:  # else before its first step: the model is not asked
-                # Ends the run from outside, and at the earlier of these: no timer task.
-                self._scope = trio.CancelScope(deadline=min(self._total_until, self._unread_until))
+                # Ends the run from outside, and at the earliest of its deadlines: no timer task.
+                self._scope = trio.CancelScope(deadline=self._due_at)
                 with self._scope:
                     call = await self._loop.answer(guests, span)
                     if call is not None:
@@ -161,11 +163,16 @@ class Run:
             self.fail("interrupted", "the server ended the run")
             guests.cancel()
             await self._settle(guests, span)  # noqa: ASYNC102 - each of its waits is shielded and has a limit
-            self._over.set()
+            self._is_over = True
+            if self._over is not None:
+                self._over.set()
 
     def _end_in_time(self) -> None:
         """Which deadline it was; nothing is done if it was none, but what ended the run before."""
-        if self._unread_until <= self._total_until:
+        late = self._loop.lateness if self._model_until < min(self._unread_until, self._total_until) else None
+        if late is not None:
+            self.fail(late.code, str(late))
+        elif self._unread_until <= self._total_until:
             self.stop(STOPPED_WITHOUT_READER)
         else:
             self.fail("timeout.total", f"the run took longer than {self.spec.deadlines.total:g} s")
@@ -205,6 +212,9 @@ class Run:
 
     async def wait_over(self) -> None:
         """Until the log has its end and the turn is kept, if that can be."""
+        self._over = self._over or trio.Event()
+        if self._is_over:
+            self._over.set()
         await self._over.wait()
 
     def stop(self, reason: str = STOPPED_BY_REQUEST) -> bool:
@@ -230,6 +240,16 @@ class Run:
         if self.first_token_at is None:
             self.first_token_at = trio.current_time()
             self._tell(self._observer.run_first_token)
+
+    def expect_by(self, due_at: float) -> None:
+        """Without more from the model by then, on trio's clock, the run is cancelled."""
+        self._model_until = due_at
+        if self._scope is not None:
+            self._scope.deadline = min(self._total_until, self._unread_until, due_at)
+
+    @property
+    def _due_at(self) -> float:
+        return min(self._total_until, self._unread_until, self._model_until)
 
     def note_sent(self) -> None:
         """A model was asked: from now on there is ``usage``."""
@@ -266,13 +286,12 @@ class Run:
             return
         self._unread_until = inf if readers else trio.current_time() + self.spec.resume_grace
         if scope is not None:
-            scope.deadline = min(self._total_until, self._unread_until)
+            scope.deadline = self._due_at
 
     def _emit_metadata(self) -> None:
-        if self.spec.streaming.emit_metadata:
-            self._emitter.emit(Metadata("run_id", self.id))
-            mode = "function_calling" if self.spec.tool_use.tools else "direct"
-            self._emitter.emit(Metadata("streaming_mode", mode))
+        self._emitter.emit(Metadata("run_id", self.id))
+        mode = "function_calling" if self.spec.tool_use.tools else "direct"
+        self._emitter.emit(Metadata("streaming_mode", mode))
 
     async def _save(self, guests: Guests) -> None:
         """Let the memory keep the turn, once, in bounded time; of a run that broke off, what there was."""

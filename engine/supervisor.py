@@ -83,7 +83,6 @@ class RunSupervisor:
         """
         if self.draining:
             raise DrainingError
-        self._forget_expired()
         run = Run(run_id or self.new_run_id(), spec, self._observer, self._wall_clock)
         run.on_held = self._retire
         self._nursery.start_soon(self._own, run, name=f"run {run.id}")
@@ -144,7 +143,7 @@ class RunSupervisor:
             self._drained.set()
 
     def _forget_expired(self) -> None:
-        """Drop ended runs, oldest first, that are past a limit. No timer: every start, end and look-up calls this."""
+        """Drop ended runs, oldest first, that are past a limit. No timer: every end and look-up calls this."""
         oldest_allowed = trio.current_time() - self._retention.seconds
         while self._ended:
             oldest = next(iter(self._ended.values()))

@@ -83,9 +83,12 @@ class Tracer:
     a run and told of the next span all the same; the run never notices.
     """
 
+    __slots__ = ("_clock", "_collector", "_complained", "_open", "_run_id", "_spans")
+
     def __init__(self, run_id: str, collector: TraceCollector | None) -> None:
         self._run_id = run_id
         self._collector = collector
+        self._clock = trio.lowlevel.current_clock()
         self._open: dict[int, Span] = {}  # in the order of their begin: a parent before its children
         self._spans = 0
         self._complained = False
@@ -101,11 +104,14 @@ class Tracer:
             parent_id=(None if self._spans == 1 else 1) if parent is None else parent.span_id,
             kind=kind,
             name=name,
-            started_at=trio.current_time(),
+            started_at=self._clock.current_time(),
             attributes=attributes,
         )
         self._open[span.span_id] = span
-        self._tell(self._collector.span_started, span)
+        try:
+            self._collector.span_started(span)
+        except Exception as bug:  # noqa: BLE001 - logged
+            self._complain(bug)
         return span
 
     def note(self, span: Span, **attributes: Any) -> None:
@@ -144,17 +150,18 @@ class Tracer:
 
     def _end(self, span: Span, error: str | None, collector: TraceCollector) -> None:
         del self._open[span.span_id]
-        span.ended_at = trio.current_time()
+        span.ended_at = self._clock.current_time()
         span.error = error
-        self._tell(collector.span_ended, span)
-
-    def _tell(self, listener: Callable[[Span], None], span: Span) -> None:
         try:
-            listener(span)
-        except Exception:
-            if not self._complained:
-                self._complained = True
-                _logger.exception("the trace collector failed at run %s; it is told of the rest", self._run_id)
+            collector.span_ended(span)
+        except Exception as bug:  # noqa: BLE001 - logged
+            self._complain(bug)
+
+    def _complain(self, bug: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            text = "the trace collector failed at run %s; it is told of the rest"
+            _logger.error(text, self._run_id, exc_info=bug)
 
 
 def error_name(reason: BaseException) -> str:

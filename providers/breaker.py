@@ -34,19 +34,19 @@ class Permit:
 
 
 class CircuitBreaker:
-    """Counts one provider's failures. Closed lets all through, open none, half-open one probe at a time."""
+    """Counts one provider's failures. Closed lets all through, open none, half-open one probe at a time.
+
+    Attributes:
+        is_open: whether the last failures have closed the way (a probe may be due all the same).
+    """
 
     def __init__(self, limits: BreakerLimits) -> None:
         self._limits = limits
+        self.is_open = False
         self._failures = 0
         self._opens_until = -inf
         self._probe: Permit | None = None
         self._period = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the last failures have closed the way (a probe may be due all the same)."""
-        return self._failures >= self._limits.failures
 
     @property
     def seconds_to_probe(self) -> float:
@@ -72,12 +72,14 @@ class CircuitBreaker:
             self._turn()
             permit.period = self._period
         self._failures = 0
+        self.is_open = False
 
     def failed(self, permit: Permit) -> None:
         """The provider failed: count, and open (again) when it is enough."""
         if permit.period != self._period:
             return
         self._failures += 1
+        self.is_open = self._failures >= self._limits.failures
         if self.is_open:
             self._turn()
             self._opens_until = trio.current_time() + self._limits.open_seconds

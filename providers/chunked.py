@@ -24,29 +24,35 @@ def chunked(data: bytes) -> bytes:
 
 
 class ChunkedReader:
-    """The state of one chunked body between two reads.
+    """The state of one chunked body between two reads; it is spent once it has a rest or a fault.
 
     Attributes:
-        rest: what is not plain, from the beginning of a chunk on, once there is such a thing; the reader is spent then.
+        rest: what is not plain, from the beginning of a chunk on, once there is such a thing.
+        fault: what is wrong, once a chunk does not end where it should.
     """
 
-    __slots__ = ("_held", "_left", "rest")
+    __slots__ = ("_held", "_left", "fault", "rest")
 
     def __init__(self) -> None:
         self.rest: bytes | None = None
+        self.fault: h11.RemoteProtocolError | None = None
         self._held = b""
         self._left = -1
         """Bytes of a chunk that has begun which are to come; -1 before a chunk's size."""
 
-    def feed(self, data: bytes, parts: list[bytes]) -> None:
-        """Append what these bytes hold of the chunks' data.
+    def feed(self, data: bytes) -> bytes:
+        """What these bytes hold of the chunks' data, up to a rest or a fault."""
+        if self._left < 0 and not self._held and (size := _SIZE.match(data)):  # nearly always one chunk and no more
+            begin = size.end()
+            end = begin + int(size[1], 16)
+            if begin < end == len(data) - 2 and data.endswith(b"\r\n"):
+                return data[begin:end]
+        parts: list[bytes] = []
+        self._split(self._held + data, parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-        Raises:
-            h11.RemoteProtocolError: a chunk does not end where it should. What came before is in ``parts``.
-        """
-        if self._held:
-            data = self._held + data
-            self._held = b""
+    def _split(self, data: bytes, parts: list[bytes]) -> None:
+        self._held = b""
         at = self._finish_chunk(data, parts) if self._left >= 0 else 0
         if self._left >= 0:
             self._held = data[at:]
@@ -76,7 +82,8 @@ class ChunkedReader:
         if self._left or end in (b"", b"\r"):
             return len(part)
         if end != b"\r\n":
-            raise h11.RemoteProtocolError("a chunk does not end where it should")
+            self.fault = h11.RemoteProtocolError("a chunk does not end where it should")
+            return len(part)
         self._left = -1
         return len(part) + 2
 

@@ -15,7 +15,7 @@ import httpx
 import trio
 
 from .chunked import LAST_CHUNK, ChunkedReader
-from .heads import AnswerHead, PreparedHead, parse_plain_head
+from .heads import PLAIN_HEAD, AnswerHead, PreparedHead, parse_plain_head
 from .network import READ_BYTES, is_readable
 
 MAX_HEAD_BYTES = 65_536
@@ -102,13 +102,18 @@ class Connection:
     not be written, or the server closed without a byte at most ``STALE_SECONDS`` later.
     """
 
+    __slots__ = (
+        *("_asked", "_chunks", "_closed", "_ended", "_fault", "_forwarding", "_http", "_may_have_body", "_parsed"),
+        *("_plain", "_reading", "_stream", "answered", "stale", "written"),
+    )
+
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._forwarding = stream if isinstance(stream, Forwarding) else None
         self._http: h11.Connection | None = None
         self._asked: PreparedHead | None = None
         self._may_have_body = True
-        self._plain_head = b""
+        self._plain = False
         self._parsed = b""
         self._chunks: ChunkedReader | None = None
         self._fault: h11.RemoteProtocolError | None = None
@@ -132,9 +137,10 @@ class Connection:
         self.written = self.answered = self.stale = False
         unwritten: httpx.WriteError | None = None
         try:
-            await self._write(head, content)
-        except httpx.WriteError as exc:
-            unwritten = exc
+            await self._stream.send_all(self._whole(head, content))
+        except _BROKEN as exc:
+            unwritten = httpx.WriteError(str(exc) or repr(exc))
+            unwritten.__cause__ = exc
         else:
             self.written = True
             on_written()
@@ -151,23 +157,24 @@ class Connection:
     async def receive(self) -> bytes:
         """All body bytes that one read brought, as one chunk; b"" at the end of the body.
 
+        An error or a cancellation in here closes the connection.
+
         Raises:
             httpx.ReadError: the connection broke or ended; what came before is returned first.
             httpx.RemoteProtocolError: the body is malformed; what came before is returned first.
         """
-        while not self._parsed and not self._ended:
-            if self._fault is not None:
-                with self._reading:
-                    raise self._fault
-            try:
-                data = await self._stream.receive_some(
-                    READ_BYTES
-                )  # not by ``_read``: one coroutine less for each token
-            except _BROKEN as exc:
-                raise _as_read_error(exc) from exc
-            if not data:
-                self._reading = READING_AFTER_THE_END
-            self._take_body(bytes(data))
+        try:
+            while not self._parsed and not self._ended:
+                if self._fault is not None:
+                    with self._reading:
+                        raise self._fault
+                self._take_body(bytes(await self._stream.receive_some(READ_BYTES)))
+        except _BROKEN as exc:
+            await self.aclose()
+            raise _as_read_error(exc) from exc
+        except BaseException:
+            await self.aclose()
+            raise
         chunk, self._parsed = self._parsed, b""
         return chunk
 
@@ -185,8 +192,8 @@ class Connection:
             kept = self._http.our_state is self._http.their_state is h11.DONE  # else one said "Connection: close"
             if leftover or closed or not kept:
                 return False
-        self._http, self._asked, self._plain_head = None, None, b""
-        self._ended = False
+        self._http, self._asked = None, None
+        self._ended = self._plain = False
         return True
 
     def leftover(self) -> bytes:
@@ -203,20 +210,20 @@ class Connection:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await trio.aclose_forcefully(self._stream)
 
-    async def _write(self, head: h11.Request | PreparedHead, content: bytes) -> None:
-        with WRITING:
-            if isinstance(head, PreparedHead) and self._forwarding is None:
+    def _whole(self, head: h11.Request | PreparedHead, content: bytes) -> bytes:
+        """The request as it is written."""
+        if isinstance(head, PreparedHead):
+            if self._forwarding is None:
                 self._asked = head
-                await self._stream.send_all(head.with_content(content))
-                return
-            if isinstance(head, PreparedHead):
-                head = head.with_length(content)
+                return head.with_content(content)
+            head = head.with_length(content)
+        with WRITING:
             if self._forwarding is not None:
                 head = self._forwarding.forwarded(head)
             self._may_have_body = head.method in _PLAIN_METHODS
             http = self._h11()
             events = (head, h11.Data(data=content), h11.EndOfMessage())
-            await self._stream.send_all(b"".join(http.send(event) or b"" for event in events))
+            return b"".join(http.send(event) or b"" for event in events)
 
     def _h11(self) -> h11.Connection:
         """h11 as it would be by now, had it been there from the beginning of this request."""
@@ -225,24 +232,32 @@ class Connection:
             if self._asked is not None:
                 self._http.send(self._asked.head)
                 self._http.send(h11.EndOfMessage())
-            if self._plain_head:
-                self._http.receive_data(self._plain_head)
+            if self._plain:
+                self._http.receive_data(PLAIN_HEAD)
                 self._parse_head(self._http)
         return self._http
 
     async def _read_head(self) -> AnswerHead:
         while True:
-            data = await self._read()
+            try:
+                data = bytes(await self._stream.receive_some(READ_BYTES))
+            except _BROKEN as exc:
+                raise _as_read_error(exc) from exc
+            if not data:
+                self._reading = READING_AFTER_THE_END
+                if not self.answered:
+                    raise httpx.ReadError("the server closed the connection without an answer")
+            self.answered = True
             if self._http is None and (plain := parse_plain_head(data)) is not None:
                 head, length = plain
-                self._plain_head, self._chunks = data[:length], ChunkedReader()
+                self._plain, self._chunks = True, ChunkedReader()
                 if len(data) > length:
                     self._take_body(data[length:])
                 return head
             with self._reading:
                 answer = self._take_head(self._h11(), data)
             if answer is not None:
-                return AnswerHead(
+                return AnswerHead.of(
                     answer.status_code, answer.headers.raw_items(), answer.http_version, bytes(answer.reason)
                 )
 
@@ -274,19 +289,6 @@ class Connection:
             return False
         return [value for name, value in head.headers if name == b"transfer-encoding"] == [b"chunked"]
 
-    async def _read(self) -> bytes:
-        """All that one read brings of a head."""
-        try:
-            data = await self._stream.receive_some(READ_BYTES)
-        except _BROKEN as exc:
-            raise _as_read_error(exc) from exc
-        if not data:
-            self._reading = READING_AFTER_THE_END
-            if not self.answered:
-                raise httpx.ReadError("the server closed the connection without an answer")
-        self.answered = True
-        return bytes(data)
-
     def _parse_head(self, http: h11.Connection) -> h11.Response | None:
         while (event := http.next_event()) is not h11.NEED_DATA:
             if isinstance(event, h11.Response):
@@ -299,24 +301,23 @@ class Connection:
 
     def _take_body(self, data: bytes) -> None:
         """Take what one read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
+        if not data:
+            self._reading = READING_AFTER_THE_END
         chunks = self._chunks
         if chunks is None or not data:
             self._h11().receive_data(data)
             self._parse_body()
             return
-        parts: list[bytes] = []
-        try:
-            chunks.feed(data, parts)
-        except h11.RemoteProtocolError as exc:
-            self._fault = exc
-        self._parsed = parts[0] if len(parts) == 1 else b"".join(parts)
-        if chunks.rest is not None:
-            self._chunks = None
-            if self._http is None and chunks.rest == LAST_CHUNK:
-                self._ended = True
-                return
-            self._h11().receive_data(chunks.rest)
-            self._parse_body()
+        self._parsed = chunks.feed(data)
+        if chunks.rest is None:
+            self._fault = chunks.fault
+            return
+        self._chunks = None
+        if self._http is None and chunks.rest == LAST_CHUNK:
+            self._ended = True
+            return
+        self._h11().receive_data(chunks.rest)
+        self._parse_body()
 
     def _parse_body(self) -> None:
         """Take what the last read brought, up to the body's end or a fault, which ``receive`` raises afterwards."""
@@ -357,7 +358,7 @@ class ResponseBody(httpx.AsyncByteStream):
             return chunk
         raise StopAsyncIteration
 
-    async def receive(self) -> bytes:
+    def receive(self) -> Awaitable[bytes]:
         """All that one read brought, as one chunk; b"" at the end of the body, and again after it.
 
         An error or a cancellation in here closes the connection.
@@ -367,15 +368,7 @@ class ResponseBody(httpx.AsyncByteStream):
             httpx.RemoteProtocolError: the body is malformed; what came before is returned first.
             httpx.StreamClosed: the body was closed before its end.
         """
-        if self._connection is None:
-            if self._finished:
-                return b""
-            raise httpx.StreamClosed
-        try:
-            return await self._connection.receive()
-        except BaseException:
-            await self.aclose()
-            raise
+        return _nothing_more(self._finished) if self._connection is None else self._connection.receive()
 
     @property
     def finished(self) -> bool:
@@ -405,3 +398,10 @@ class ResponseBody(httpx.AsyncByteStream):
         if connection is not None:
             self._finished = connection.finished
             await self._release(connection)
+
+
+async def _nothing_more(finished: bool) -> bytes:
+    """What a body that was closed has to say."""
+    if finished:
+        return b""
+    raise httpx.StreamClosed

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import h11
 
 _LENGTH = b"content-length"
 _CODING = b"transfer-encoding"
+_TYPE = b"content-type"
+_COMPRESSION = b"content-encoding"
 
 _PLAIN_HEAD = re.compile(
     rb"HTTP/1\.1 200(?: ([\t -~\x80-\xff]*))?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)+)\r\n"
 )
 """Narrower than h11's grammar: no control characters, no folded lines, no bare line ends, no other version."""
+
+_TELLING = re.compile(
+    rb"\r\n((?i:content-length|transfer-encoding|connection|upgrade|content-type|content-encoding)):"
+    rb"[ \t]*([^\r]*)"
+)
+"""The headers that frame a body, end a connection or tell what the body is, with their values."""
 
 
 class PreparedHead:
@@ -51,12 +60,40 @@ class PreparedHead:
 
 
 class AnswerHead(NamedTuple):
-    """The head of an answer, whoever took it apart; of a plain one the headers' names are in lower case."""
+    """The head of an answer, whoever took it apart; of a plain one the headers' names are in lower case.
+
+    Attributes:
+        media_type: of the body, in lower case and without parameters; empty if the head does not tell.
+        coding: what the body is compressed by; ``identity`` if it is not.
+        fields: all headers, as they came where the head is plain.
+    """
 
     status_code: int
-    headers: Sequence[tuple[bytes, bytes]]
+    media_type: str
+    coding: str
     http_version: bytes
     reason: bytes
+    fields: bytes | Sequence[tuple[bytes, bytes]]
+
+    @classmethod
+    def of(
+        cls, status_code: int, headers: Sequence[tuple[bytes, bytes]], http_version: bytes, reason: bytes
+    ) -> AnswerHead:
+        """With what is told of the body looked up."""
+
+        def told(wanted: bytes) -> str:
+            return b", ".join(value for name, value in headers if name.lower() == wanted).decode("latin-1").lower()
+
+        media_type = told(_TYPE).partition(";")[0].strip()
+        return cls(status_code, media_type, told(_COMPRESSION) or "identity", http_version, reason, headers)
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names and values, in their order."""
+        if not isinstance(self.fields, bytes):
+            return self.fields
+        lines = (line.partition(b":") for line in self.fields.split(b"\r\n")[:-1])
+        return [(name.lower(), value.strip(b" \t")) for name, _, value in lines]
 
 
 def parse_plain_head(data: bytes) -> tuple[AnswerHead, int] | None:
@@ -67,18 +104,27 @@ def parse_plain_head(data: bytes) -> tuple[AnswerHead, int] | None:
     match = _PLAIN_HEAD.match(data)
     if match is None:
         return None
-    headers: list[tuple[bytes, bytes]] = []
+    media_type = b""
     codings = 0
-    for line in match[2].split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip(b" \t")
-        if name == _CODING and value.lower() == b"chunked":
-            codings += 1
-        elif name in _TELLING and not (name == b"connection" and value.lower() == b"keep-alive"):
-            return None
-        headers.append((name, value))
-    return (AnswerHead(200, headers, b"1.1", match[1] or b""), match.end()) if codings == 1 else None
+    for name, value in _TELLING.findall(data, 0, match.end()):
+        match name.lower():
+            case b"content-type" if not media_type:
+                media_type = value
+            case b"transfer-encoding" if value.rstrip(b" \t") == b"chunked":  # written otherwise h11 changes it
+                codings += 1
+            case b"connection" if value.rstrip(b" \t").lower() == b"keep-alive":
+                pass
+            case _:
+                return None
+    if codings != 1:
+        return None
+    return AnswerHead(200, _media_type(media_type), "identity", b"1.1", match[1] or b"", match[2]), match.end()
 
 
-_TELLING = frozenset({_LENGTH, _CODING, b"connection", b"upgrade"})
-"""What frames a body or ends a connection: of these, only what is expected is plain."""
+@lru_cache(maxsize=64)
+def _media_type(value: bytes) -> str:
+    return value.decode("latin-1").partition(";")[0].strip().lower()
+
+
+PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+"""What h11 is to know of a plain head, once something that is not plain follows."""

@@ -11,11 +11,11 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -25,6 +25,7 @@ from engine.errors import ProviderError, ProviderErrorCode
 from engine.pieces import Emit, Piece, RequestSentPiece
 
 from .connection import ResponseBody
+from .heads import AnswerHead
 from .network import Connect, TcpConnect, Trust
 from .proxy import ProxyConnect
 from .transport import Prepared, TrioTransport
@@ -38,12 +39,15 @@ connection."""
 ERROR_BODY_SECONDS = 2.0
 ERROR_BODY_BYTES = 65_536
 
+_SENT = (RequestSentPiece(),)
+
 _logger = logging.getLogger(__name__)
 _httpx_logger = logging.getLogger("httpx")
 
 _PROXY_STATUS = re.compile(r"HTTP [0-9]{3}")
 
-_TRANSPORT_ERRORS: tuple[tuple[type[httpx.TransportError], ProviderErrorCode, str], ...] = (
+_TRANSPORT_ERRORS: tuple[tuple[type[httpx.InvalidURL | httpx.TransportError], ProviderErrorCode, str], ...] = (
+    (httpx.InvalidURL, "upstream.invalid_request", "the model's URL is not valid"),
     (httpx.UnsupportedProtocol, "upstream.invalid_request", "the model's URL is neither http nor https"),
     (httpx.LocalProtocolError, "upstream.invalid_request", "the request cannot be sent as HTTP"),
     (httpx.ConnectError, "upstream.connection", "no connection to the model"),
@@ -112,19 +116,6 @@ def _url(text: str) -> _QuietURL:
     return _QuietURL(text)
 
 
-class _Answer(NamedTuple):
-    """What came back: the head, and the body, which its receiver closes."""
-
-    status_code: int
-    headers: Sequence[tuple[bytes, bytes]]
-    body: ResponseBody
-
-    def header(self, wanted: bytes) -> str:
-        """The header of that name, which is in lower case; empty without one."""
-        values = [value for name, value in self.headers if name == wanted or name.lower() == wanted]
-        return b", ".join(values).decode("latin-1")
-
-
 class _ModelClient(httpx.AsyncClient):
     """A client that hands requests straight to its transport: 0.3 ms less for each.
 
@@ -133,28 +124,23 @@ class _ModelClient(httpx.AsyncClient):
 
     def __init__(self, transport: TrioTransport, **options: Any) -> None:
         super().__init__(transport=transport, **options)
-        self._straight = transport
+        self.transport = transport
         self._prepare = lru_cache(maxsize=1024)(partial(_prepare, self.headers.copy()))
 
-    async def post_prepared(self, request: VendorRequest, on_written: Callable[[], object]) -> _Answer | None:
-        """Send it without httpx's objects; None, and nothing sent, if it has to be httpx's own way.
+    def prepared(self, request: VendorRequest) -> Prepared | None:
+        """What it has in common with others, for ``transport``; None if it has to be httpx's own way.
 
         Raises:
             httpx.InvalidURL, httpx.TransportError: as ``send``.
         """
-        prepared = None if self.is_closed else self._prepare(request.url, tuple(request.headers.items()))
-        if prepared is None:
-            return None
-        head, body = await self._straight.post(prepared, request.content, on_written)
-        _httpx_logger.info('HTTP Request: POST %s "%d"', _url(request.url), head.status_code)
-        return _Answer(head.status_code, head.headers, body)
+        return None if self.is_closed else self._prepare(request.url, tuple(request.headers.items()))
 
     async def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
         """As httpx's, but for what the class leaves out; a URL with a name and a password takes httpx's own way."""
         if self.is_closed or not stream or options or request.url.userinfo:
             return await super().send(request, stream=stream, **options)
         try:
-            response = await self._straight.handle_async_request(request)
+            response = await self.transport.handle_async_request(request)
         except httpx.RequestError as error:
             error.request = request
             raise
@@ -196,25 +182,54 @@ def open_client(connect: Connect | None = None, environment: Mapping[str, str] |
     )
 
 
-async def stream_answer(client: httpx.AsyncClient, request: VendorRequest, decoder: Decoder, emit: Emit) -> None:
+async def stream_answer(
+    client: httpx.AsyncClient, request: VendorRequest, decoder: Decoder, emit: Emit, *, key: str | None = None
+) -> None:
     """Send the request and push what its answer holds, one call of ``emit`` for each read that brought something.
 
     Reads on to the end after the vendor's end mark, so that the connection is used again; every other way out closes
-    it.
+    it. While the answer comes, neither request nor head nor what was read is kept. ``key`` is taken out of what errors
+    say: they are for clients, and some vendors quote it.
 
     Raises:
         ProviderError: in the closed list of codes; ``upstream.truncated`` is an end without the vendor's end mark.
     """
     try:
-        answer = await _send(client, request, lambda: emit([RequestSentPiece()]))
+        head, body = await _send(client, request, partial(emit, _SENT))
+        del request
         try:
-            await _decode_answer(answer, decoder, emit)
+            if head.status_code != httpx.codes.OK or not head.media_type.startswith(decoder.content_type):
+                raise await _error_of(head, body)
+            if head.coding != "identity":
+                raise _compressed()
+            del head
+            while not decoder.done:
+                chunk = await body.receive()
+                if not chunk:
+                    if decoder.may_end:
+                        break
+                    raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
+                pieces: list[Piece] = []
+                try:
+                    decoder.feed(chunk, pieces)
+                finally:  # what came before an error was said
+                    if pieces:
+                        emit(pieces)
+                del chunk, pieces
+            if decoder.overrun:
+                await body.discard()
+            elif not body.finished:
+                await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
         finally:
-            await answer.body.aclose()
-    except httpx.InvalidURL as error:
-        raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
-    except httpx.TransportError as error:
+            await body.aclose()
+    except (httpx.InvalidURL, httpx.TransportError) as error:
         raise _meaning_of(error) from error
+    except ProviderError as error:
+        if key:
+            error.args = (str(error).replace(key, "[removed]"),)
+        elif error.code == "upstream.auth":
+            error.args = (f"{error}; no key was sent, api_key_env names the variable that holds one",)
+        raise
 
 
 async def fetch_json(client: httpx.AsyncClient, request: VendorRequest, max_bytes: int) -> bytes:
@@ -224,23 +239,22 @@ async def fetch_json(client: httpx.AsyncClient, request: VendorRequest, max_byte
         ProviderError: in the closed list of codes; ``upstream.protocol`` also for a body over ``max_bytes``.
     """
     try:
-        answer = await _send(client, request, _ignore)
+        head, body = await _send(client, request, _ignore)
         try:
-            return await _read_json(answer, max_bytes)
+            return await _read_json(head, body, max_bytes)
         finally:
-            await answer.body.aclose()
-    except httpx.InvalidURL as error:
-        raise ProviderError("upstream.invalid_request", "the model's URL is not valid") from error
-    except httpx.TransportError as error:
+            await body.aclose()
+    except (httpx.InvalidURL, httpx.TransportError) as error:
         raise _meaning_of(error) from error
 
 
-async def _read_json(answer: _Answer, max_bytes: int) -> bytes:
-    if answer.status_code != httpx.codes.OK or _media_type(answer) != "application/json":
-        raise await _error_of(answer)
-    _check_encoding(answer)
+async def _read_json(head: AnswerHead, body: ResponseBody, max_bytes: int) -> bytes:
+    if head.status_code != httpx.codes.OK or head.media_type != "application/json":
+        raise await _error_of(head, body)
+    if head.coding != "identity":
+        raise _compressed()
     read = bytearray()
-    while chunk := await answer.body.receive():
+    while chunk := await body.receive():
         read += chunk
         if len(read) > max_bytes:
             raise ProviderError("upstream.protocol", f"the model's server sent an answer of over {max_bytes} bytes")
@@ -251,12 +265,15 @@ def _ignore() -> None:
     """Nobody watches how far a request that is answered whole has come."""
 
 
-async def _send(client: httpx.AsyncClient, request: VendorRequest, on_written: Callable[[], object]) -> _Answer:
+async def _send(
+    client: httpx.AsyncClient, request: VendorRequest, on_written: Callable[[], object]
+) -> tuple[AnswerHead, ResponseBody]:
     """The answer, whose body the caller closes; by the short way, where the client is ours."""
-    if isinstance(client, _ModelClient):
-        answer = await client.post_prepared(request, on_written)
-        if answer is not None:
-            return answer
+    if isinstance(client, _ModelClient) and (prepared := client.prepared(request)) is not None:
+        head, body = await client.transport.post(prepared, request.content, on_written)
+        if _httpx_logger.isEnabledFor(logging.INFO):
+            _httpx_logger.info('HTTP Request: POST %s "%d"', _url(request.url), head.status_code)
+        return head, body
     headers = client.headers.copy()
     headers.update(request.headers)
     url = _url(request.url)
@@ -264,10 +281,11 @@ async def _send(client: httpx.AsyncClient, request: VendorRequest, on_written: C
     quiet = httpx.Request("POST", url, content=request.content, headers=headers, extensions=extensions)
     quiet.url = url  # it had made a plain one of it
     response = await client.send(quiet, stream=True)
-    return _Answer(response.status_code, response.headers.raw, response.extensions["body"])
+    head = AnswerHead.of(response.status_code, response.headers.raw, b"", b"")
+    return head, response.extensions["body"]
 
 
-def _meaning_of(error: httpx.TransportError) -> ProviderError:
+def _meaning_of(error: httpx.InvalidURL | httpx.TransportError) -> ProviderError:
     """The error by the table. Texts are not quoted: they may hold the key, the server's bytes, or a host's name."""
     code, text = next((code, text) for kind, code, text in _TRANSPORT_ERRORS if isinstance(error, kind))
     if isinstance(error, httpx.ConnectError):
@@ -294,41 +312,13 @@ def _reason(error: httpx.ConnectError) -> str:
     return reason
 
 
-async def _decode_answer(answer: _Answer, decoder: Decoder, emit: Emit) -> None:
-    body = answer.body
-    if answer.status_code != httpx.codes.OK or not _media_type(answer).startswith(decoder.content_type):
-        raise await _error_of(answer)
-    _check_encoding(answer)
-    while not decoder.done:
-        chunk = await body.receive()
-        if not chunk:
-            if decoder.may_end:
-                break
-            raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
-        pieces: list[Piece] = []
-        try:
-            decoder.feed(chunk, pieces)
-        finally:  # what came before an error was said
-            if pieces:
-                emit(pieces)
-    if decoder.overrun:
-        await body.discard()
-    elif not body.finished:
-        await body.drain(_seconds_up_to(DRAIN_SECONDS), DRAIN_BYTES)
+def _compressed() -> ProviderError:
+    return ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
 
 
-def _media_type(answer: _Answer) -> str:
-    return answer.header(b"content-type").partition(";")[0].strip().lower()
-
-
-def _check_encoding(answer: _Answer) -> None:
-    if (answer.header(b"content-encoding") or "identity").lower() != "identity":
-        raise ProviderError("upstream.protocol", "the model's server compressed its answer, which it was asked not to")
-
-
-async def _error_of(answer: _Answer) -> ProviderError:
-    headers = httpx.Headers(answer.headers)
-    return error_from_response(answer.status_code, headers, await _read_error(answer.body))
+async def _error_of(head: AnswerHead, body: ResponseBody) -> ProviderError:
+    headers = httpx.Headers(head.headers)
+    return error_from_response(head.status_code, headers, await _read_error(body))
 
 
 async def _read_error(body: ResponseBody) -> bytes:

@@ -121,10 +121,9 @@ class ChatDecoder(EventStreamDecoder):
 
     def __init__(self, *, keep_reasoning: bool = False) -> None:
         super().__init__()
-        self._calls = _ToolCalls()
+        self._calls: _ToolCalls | None = None
         self._finish: FinishReason | None = None
-        self._keep_reasoning = keep_reasoning
-        self._reasoning: list[str] = []
+        self._reasoning: list[str] | None = [] if keep_reasoning else None
 
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:
         """Append the pieces of one chunk. Raises ``ProviderError``."""
@@ -145,9 +144,9 @@ class ChatDecoder(EventStreamDecoder):
 
     def _end(self, pieces: list[Piece]) -> None:
         self.done = True
-        if self._reasoning and self._calls.made:
+        if self._reasoning and self._calls:
             pieces.append(ContinuationPiece({"reasoning_content": "".join(self._reasoning)}))
-        pieces.append(FinishPiece(self._finish or ("tool_calls" if self._calls.made else "stop")))
+        pieces.append(FinishPiece(self._finish or ("tool_calls" if self._calls else "stop")))
 
     def _decode_choice(self, choice: _Choice, pieces: list[Piece]) -> None:
         delta = choice.delta
@@ -158,16 +157,22 @@ class ChatDecoder(EventStreamDecoder):
                 self._add_parts(delta.content, pieces)
             elif text := delta.content or delta.refusal:
                 pieces.append(TextPiece(text))
-            pieces += map(self._calls.piece, delta.tool_calls or ())
+            if delta.tool_calls:
+                self._add_calls(delta.tool_calls, pieces)
             if delta.function_call is not None:  # how calls came before there were tools; at most one an answer
-                pieces.append(self._calls.piece(_ToolCall(index=0, function=delta.function_call)))
+                self._add_calls([_ToolCall(index=0, function=delta.function_call)], pieces)
         if choice.finish_reason:
             self._finish = FINISH_REASONS.get(choice.finish_reason, "stop")
 
     def _add_reasoning(self, reasoning: str, pieces: list[Piece]) -> None:
         pieces.append(ReasoningPiece(reasoning))
-        if self._keep_reasoning:
+        if self._reasoning is not None:
             self._reasoning.append(reasoning)
+
+    def _add_calls(self, fragments: list[_ToolCall], pieces: list[Piece]) -> None:
+        if self._calls is None:
+            self._calls = _ToolCalls()
+        pieces += map(self._calls.piece, fragments)
 
     def _add_parts(self, parts: list[_ContentPart], pieces: list[Piece]) -> None:
         for part in parts:
@@ -196,11 +201,6 @@ class _ToolCalls:
     def __init__(self) -> None:
         self._calls: list[_OpenCall] = []
         self._latest: dict[int | None, _OpenCall] = {}
-
-    @property
-    def made(self) -> bool:
-        """Whether the answer calls a tool."""
-        return bool(self._calls)
 
     def piece(self, fragment: _ToolCall) -> ToolCallPiece:
         """The fragment as a piece of its call, with id and name where the call did not have them yet."""
@@ -277,16 +277,20 @@ def chat_request_body(request: ModelRequest, dialect: ChatDialect = PLAIN_DIALEC
         "messages": [_chat_message(message, dialect) for message in request.messages],
         "stream": True,
     }
-    optional: dict[str, Any] = {
-        "stream_options": {"include_usage": True} if dialect.usage_option else None,
-        "temperature": request.temperature,
-        dialect.max_tokens_field: request.max_tokens,
-        "stop": request.stop or None,
-        "tools": [_tool(tool) for tool in request.tools] or None,
-        "tool_choice": _tool_choice(request.tool_choice, dialect),
-        "response_format": _response_format(request.response_schema, dialect),
-    }
-    body.update({name: value for name, value in optional.items() if value is not None})
+    if dialect.usage_option:
+        body["stream_options"] = {"include_usage": True}
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.max_tokens is not None:
+        body[dialect.max_tokens_field] = request.max_tokens
+    if request.stop:
+        body["stop"] = request.stop
+    if request.tools:
+        body["tools"] = [_tool(tool) for tool in request.tools]
+    if request.tool_choice is not None:
+        body["tool_choice"] = _tool_choice(request.tool_choice, dialect)
+    if request.response_schema is not None:
+        body["response_format"] = _response_format(request.response_schema, dialect)
     if request.tools:
         body.update(dialect.with_tools)
     return encode_json(body | request.extra)
@@ -314,15 +318,13 @@ def _chat_message(message: Message, dialect: ChatDialect) -> dict[str, Any]:
     return chat
 
 
-def _tool_choice(choice: ToolChoice | None, dialect: ChatDialect) -> Any:
+def _tool_choice(choice: ToolChoice, dialect: ChatDialect) -> Any:
     if isinstance(choice, NamedTool):
         return {"type": "function", "function": {"name": choice.name}}
     return dialect.required_choice if choice == "required" else choice
 
 
-def _response_format(schema: dict[str, Any] | None, dialect: ChatDialect) -> dict[str, Any] | None:
-    if schema is None:
-        return None
+def _response_format(schema: dict[str, Any], dialect: ChatDialect) -> dict[str, Any]:
     if not dialect.json_schema:
         return {"type": "json_object"}
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
@@ -337,7 +339,8 @@ class ChatWire:
     def request(self, request: ModelRequest, endpoint: Endpoint) -> VendorRequest:
         """The HTTP request for a streamed answer."""
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **endpoint.headers}
-        headers.update(self._authentication(endpoint.api_key) if endpoint.api_key else {})
+        if endpoint.api_key:
+            headers.update(self._authentication(endpoint.api_key))
         return VendorRequest(self._url(endpoint, request.model), headers, chat_request_body(request, self._dialect))
 
     def decoder(self) -> ChatDecoder:

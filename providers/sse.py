@@ -56,6 +56,11 @@ class SSEParser:
         retry: milliseconds to wait before a reconnect, as the server last asked; None if it did not.
     """
 
+    __slots__ = (
+        *("_after_cr", "_data", "_data_bytes", "_event", "_id", "_limit", "_may_be_bom", "_too_large"),
+        *("_unfinished_line", "last_event_id", "retry"),
+    )
+
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         """Bound a line (without its end) and an event's joined data to ``max_event_bytes`` each.
 
@@ -70,8 +75,8 @@ class SSEParser:
         self._too_large = False
         self._may_be_bom: bytes | None = b""
         self._after_cr = False
-        self._unfinished_line = bytearray()
-        self._data: list[bytes] = []
+        self._unfinished_line: bytearray | None = None
+        self._data: list[bytes] | None = None
         self._data_bytes = 0
         self._event = ""
         self._id = ""
@@ -91,20 +96,25 @@ class SSEParser:
         rest = lines.pop()
         if lines and self._unfinished_line:
             lines[0] = bytes(self._unfinished_line + lines[0])
-            self._unfinished_line.clear()
+            self._unfinished_line = None
         events: list[ServerSentEvent] = []
         try:
             self._take_lines(lines, events)
-            self._unfinished_line += rest
-            if len(self._unfinished_line) > self._limit:
-                raise EventTooLargeError(self._limit)
+            if rest:
+                self._hold(rest)
         except EventTooLargeError as error:
             error.events = tuple(events)
             self._too_large = True
-            self._unfinished_line.clear()
-            self._data.clear()
+            self._unfinished_line = self._data = None
             raise
         return events
+
+    def _hold(self, rest: bytes) -> None:
+        if self._unfinished_line is None:
+            self._unfinished_line = bytearray()
+        self._unfinished_line += rest
+        if len(self._unfinished_line) > self._limit:
+            raise EventTooLargeError(self._limit)
 
     def _plain_events(self, chunk: bytes) -> list[ServerSentEvent] | None:
         """The events of a chunk that is nothing but whole ones of one ``data`` line each, as models' are; else None."""
@@ -173,15 +183,18 @@ class SSEParser:
         joined_bytes = self._data_bytes + len(value)
         if joined_bytes > self._limit:
             raise EventTooLargeError(self._limit)
-        self._data.append(value)
+        if self._data is None:
+            self._data = [value]
+        else:
+            self._data.append(value)
         self._data_bytes = joined_bytes + 1
 
     def _end_block(self, events: list[ServerSentEvent]) -> None:
         """Dispatch at a blank line if there was a ``data`` line; the id is committed and the type reset either way."""
         self.last_event_id = self._id
-        if self._data:
+        if self._data is not None:
             data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
             events.append(ServerSentEvent(data, self._event or "message", self._id))
-            self._data.clear()
+            self._data = None
             self._data_bytes = 0
         self._event = ""

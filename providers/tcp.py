@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 
 import trio
 
@@ -10,15 +12,22 @@ DEFAULT_READ_BYTES = 65_536
 
 
 class TcpStream(trio.abc.Stream):
-    """A connected ``trio.SocketStream``, which it closes.
+    """A connected socket that does not block, which it closes; one reader and one writer at a time.
 
     Trio's own ``receive_some`` reads at once and waits only if there is nothing, which is the rule where tokens come
     one by one: each cost a read in vain, an exception and, where one was there, a scheduler pass of its own.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._socket = stream.socket
+    __slots__ = ("_socket",)
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    @classmethod
+    def of(cls, stream: trio.SocketStream) -> TcpStream:
+        """What trio has connected, without trio's three objects around the socket; ``stream`` is spent."""
+        opened = stream.socket
+        return cls(socket.socket(opened.family, opened.type, opened.proto, opened.detach()))
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has come, up to ``max_bytes``, as soon as there is something; b"" at the end.
@@ -34,13 +43,15 @@ class TcpStream(trio.abc.Stream):
             except BlockingIOError:  # nothing after all, as select(2) warns
                 continue
             except OSError as error:
-                raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+                raise _broken(error) from error
         await trio.lowlevel.checkpoint()
-        raise trio.ClosedResourceError("this socket was already closed")
+        raise _closed()
 
     def is_readable(self) -> bool:
         """Whether a read would return at once."""
-        return self._socket.is_readable()
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As trio's, but what the socket takes at once costs no scheduler pass: a sender waits for its answer next."""
@@ -48,23 +59,38 @@ class TcpStream(trio.abc.Stream):
         sent = self._write_now(data)
         if sent < len(data):
             with memoryview(data) as view:
-                await self._stream.send_all(view[sent:])
+                while sent < len(view):
+                    await self.wait_send_all_might_not_block()
+                    sent += self._write_now(view[sent:])
 
     def _write_now(self, data: bytes | bytearray | memoryview) -> int:
-        """How many bytes the socket took; none if it was closed here, of which trio tells."""
+        """How many bytes the socket took."""
         if (descriptor := self._socket.fileno()) == -1:
-            return 0
+            raise _closed()
         try:
             return os.write(descriptor, data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+            raise _broken(error) from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio's."""
-        await self._stream.wait_send_all_might_not_block()
+        if self._socket.fileno() == -1:
+            raise _closed()
+        await trio.lowlevel.wait_writable(self._socket)
 
     async def aclose(self) -> None:
         """As trio's."""
-        await self._stream.aclose()
+        if self._socket.fileno() != -1:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+def _broken(error: OSError) -> trio.BrokenResourceError:
+    return trio.BrokenResourceError(f"socket connection broken: {error}")
+
+
+def _closed() -> trio.ClosedResourceError:
+    return trio.ClosedResourceError("this socket was already closed")

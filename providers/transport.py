@@ -37,10 +37,10 @@ class _Origin(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A POST but for its body: where it goes, and its head."""
+    """A request but for its body: where it goes, and its head."""
 
     origin: _Origin
-    head: PreparedHead
+    head: PreparedHead | h11.Request
 
     @classmethod
     def of(cls, request: httpx.Request) -> Prepared:
@@ -123,7 +123,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         on_written: Callable[[], object] = request.extensions.get("request_sent", _ignore)
         with WRITING:
             head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        answer, body = await self._send(origin, head, content, on_written)
+        answer, body = await self.post(Prepared(origin, head), content, on_written)
         return httpx.Response(
             answer.status_code,
             headers=answer.headers,
@@ -139,11 +139,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: as there; without a ``request``.
         """
-        return await self._send(prepared.origin, prepared.head, content, on_written)
-
-    async def _send(
-        self, origin: _Origin, head: h11.Request | PreparedHead, content: bytes, on_written: Callable[[], object]
-    ) -> tuple[AnswerHead, ResponseBody]:
+        origin, head = prepared
         if connection := await self._take_idle(origin):
             try:
                 return await self._exchange(origin, connection, head, content, on_written)
@@ -195,9 +191,10 @@ class TrioTransport(httpx.AsyncBaseTransport):
         return answer, body
 
     async def _take_idle(self, origin: _Origin) -> Connection | None:
-        await self._close_expired()
+        now = trio.current_time()
+        await self._close_expired(now)
         idle = self._idle_at[origin]
-        while idle and trio.current_time() < self._idle[idle[-1]].expires_at:
+        while idle and now < self._idle[idle[-1]].expires_at:
             connection = idle.pop()
             del self._idle[connection]
             if not connection.is_readable():
@@ -210,17 +207,18 @@ class TrioTransport(httpx.AsyncBaseTransport):
         if origin is None or not connection.renew():
             await connection.aclose()
             return
+        now = trio.current_time()
         idle = self._idle_at[origin]
         idle.append(connection)
-        self._idle[connection] = _Idle(origin, trio.current_time() + self._idle_seconds)
+        self._idle[connection] = _Idle(origin, now + self._idle_seconds)
         if len(idle) > self._max_idle:
             await self._close_oldest(origin)
-        await self._close_expired()
+        await self._close_expired(now)
 
-    async def _close_expired(self) -> None:
+    async def _close_expired(self, now: float) -> None:
         for _ in range(EXPIRED_AT_ONCE):
             origin, expires_at = next(iter(self._idle.values()), _NO_IDLE)
-            if trio.current_time() < expires_at:
+            if now < expires_at:
                 return
             await self._close_oldest(origin)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -98,17 +98,11 @@ class HttpProvider:
         """The same provider with its wire inside another one, which may listen (the recorder). Owns no client."""
         return HttpProvider(self.name, tap(self._wire), self._endpoint, self._client)
 
-    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+    def stream(self, request: ModelRequest, emit: Emit) -> Coroutine[Any, Any, None]:
         """Answer the request; see ``engine.provider.Provider``."""
-        vendor_request = self._wire.request(_without_foreign_continuations(request, self.name), self._endpoint)
-        try:
-            await stream_answer(self._client, vendor_request, self._wire.decoder(), emit)
-        except ProviderError as error:  # its text is for clients, and some vendors quote the key
-            if key := self._endpoint.api_key:
-                error.args = (str(error).replace(key, "[removed]"),)
-            elif error.code == "upstream.auth":
-                error.args = (f"{error}; no key was sent, api_key_env names the variable that holds one",)
-            raise
+        endpoint = self._endpoint
+        vendor_request = self._wire.request(_without_foreign_continuations(request, self.name), endpoint)
+        return stream_answer(self._client, vendor_request, self._wire.decoder(), emit, key=endpoint.api_key)
 
     async def aclose(self) -> None:
         """Close the connections, unless the client was handed in."""
@@ -118,7 +112,10 @@ class HttpProvider:
 
 def _without_foreign_continuations(request: ModelRequest, provider: str) -> ModelRequest:
     """The request as this provider may see it: what another one wants back is none of its business."""
-    if all(message.continued_by in (None, provider) for message in request.messages):
+    for message in request.messages:
+        if message.continued_by is not None and message.continued_by != provider:
+            break
+    else:
         return request
     messages = tuple(
         message
@@ -140,19 +137,18 @@ class EventStreamDecoder:
 
     def feed(self, chunk: bytes, pieces: list[Piece]) -> None:
         """Append the pieces that these bytes completed; see ``Decoder``."""
+        too_large = None
         try:
             events: Sequence[ServerSentEvent] = self._events.feed(chunk)
         except EventTooLargeError as error:
-            self._decode_events(error.events, pieces)
-            raise ProviderError("upstream.protocol", f"the model sent too much at once: {error}") from error
-        self._decode_events(events, pieces)
-
-    def _decode_events(self, events: Sequence[ServerSentEvent], pieces: list[Piece]) -> None:
+            events, too_large = error.events, error
         for event in events:
             if self.done:
                 self.overrun = True
                 break
             self.decode_event(event, pieces)
+        if too_large is not None:
+            raise ProviderError("upstream.protocol", f"the model sent too much at once: {too_large}") from too_large
 
     @abstractmethod
     def decode_event(self, event: ServerSentEvent, pieces: list[Piece]) -> None:

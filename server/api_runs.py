@@ -16,6 +16,7 @@ from .routing import API, STREAM, Call, Route
 from .run_access import events_response, find_run, find_run_or_state, unavailable
 from .run_directory import ElsewhereError, EventsAwayError, GoneError, SourceUnavailableError
 from .run_view import RunView, run_view
+from .sse import EventStreamBody
 from .store.run_texts import drop_response
 
 __all__ = ["ROUTES", "EventsQuery", "RunView", "run_view"]
@@ -41,7 +42,7 @@ async def get_run(call: Call[None, None]) -> RunView:
         return away.view
 
 
-async def get_run_events(call: Call[None, EventsQuery]) -> Response:
+async def get_run_events(call: Call[None, EventsQuery]) -> Response | EventStreamBody:
     """The run's events from a number on, then live; or those of a range, for good."""
     run = await find_run(call)
     if "until" in call.request.args:

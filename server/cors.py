@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 from quart import Request, Response
 
@@ -16,6 +17,15 @@ REQUEST_HEADERS = "Authorization, X-API-Key, Content-Type, Last-Event-ID, Idempo
 ANSWER_HEADERS = "X-Run-Id, X-Session-Id, X-Batch-Id, Location, Retry-After, ETag"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
+
+
+class Marked(Protocol):
+    """An answer, or a stream that is one."""
+
+    @property
+    def headers(self) -> Any:
+        """Of the answer; may be set."""
+        ...
 
 
 class Cors:
@@ -47,16 +57,16 @@ class Cors:
         }
         return Response(b"", status=204, headers=headers)
 
-    def mark(self, request: Asked, response: Response) -> Response:
+    def mark(self, request: Asked, response: Marked) -> None:
         """Let the browser hand the answer to its page, if that is of an allowed origin."""
         if not self._origins:
-            return response
-        response.vary.add("Origin")
+            return
+        vary = response.headers.get("Vary")
+        response.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
         origin = request.headers.get("Origin")
         if origin and self.allows(origin):
             response.headers["Access-Control-Allow-Origin"] = ANY_ORIGIN if self._any else origin
             response.headers["Access-Control-Expose-Headers"] = ANSWER_HEADERS
-        return response
 
 
 def parse_origin(text: str) -> str:

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from http import HTTPStatus
 from time import time
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 from wsgiref.handlers import format_date_time
 
 import trio
 from quart import Response
-from werkzeug.datastructures import Headers, ImmutableMultiDict
+from werkzeug.datastructures import ImmutableMultiDict
 
-from providers.chunked import LAST_CHUNK, chunked
-
-from .asked import Asked
+from .asked import Asked, PlainHeaders
 from .errors import bare_answer
 from .requests import JSON_MEDIA_TYPE
-from .sse import DirectWriter, EventStreamBody, reading
+from .sse import STREAM_HEADERS, DirectWriter, EventStreamBody, reading
 
 DIRECT = "lumos.direct"
 """The key of an app's ``DirectRoutes`` among its extensions."""
@@ -35,7 +33,7 @@ CLEANUP_SECONDS = 5.0
 _END_OF_HEAD = b"\r\n\r\n"
 
 _HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n")
-_FIELD = re.compile(rb"([^:\r\n]+):[\t ]*([^\r\n]*?)[\t ]*\r\n")
+_FIELD = re.compile(r"([^:\r\n]+):[\t ]*([^\r\n]*?)[\t ]*\r\n")
 _HOST = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 _LENGTH = re.compile(r"\d{1,6}", re.ASCII)
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "content-encoding", "trailer", "te"})
@@ -45,27 +43,23 @@ _CUT_OFF = bare_answer("the server is shutting down")
 _logger = logging.getLogger("lumos.serving")
 
 
-Respond: TypeAlias = Callable[[Asked, Mapping[str, str]], Awaitable[Response]]
-"""From a request, and the ids in its path, to its answer, a refusal too. Raises only what cancels it."""
-
-
-Found: TypeAlias = tuple[Callable[[], Awaitable[Response]] | None, bytes]
-"""What answers, None if others have to; and all of the bytes that came."""
-
-
 class DirectRequest:
     """A plain request: a POST of JSON, whose path has no query.
 
     Attributes:
+        ids: in its path, once it is known whose it is.
         missing: how many bytes of its body are still to come.
     """
+
+    __slots__ = ("_body", "headers", "ids", "missing", "target")
 
     method = "POST"
     args = _NO_ARGS
     mimetype = JSON_MEDIA_TYPE
 
-    def __init__(self, target: bytes, headers: Headers, body: bytes, missing: int) -> None:
+    def __init__(self, target: bytes, headers: PlainHeaders, body: bytes, missing: int) -> None:
         self.target = target
+        self.ids: Mapping[str, str] = {}
         self.headers = headers
         self.missing = missing
         self._body = body
@@ -75,12 +69,16 @@ class DirectRequest:
         return self._body
 
 
+Respond: TypeAlias = Callable[[Asked, Mapping[str, str]], Awaitable[Response | EventStreamBody]]
+"""From a request, and the ids in its path, to its answer, a refusal too. Raises only what cancels it."""
+
+
 def plain_request(data: bytes) -> DirectRequest | None:
     """The request that these bytes are, or begin; None if it is not as plain as can be, or something comes behind."""
     head = _HEAD.match(data)
     if head is None:
         return None
-    fields = [(name.decode(), value.decode()) for name, value in _FIELD.findall(head[2])]
+    fields = _FIELD.findall(head[2].decode())
     values = {name.lower(): value for name, value in fields}
     if len(values) < len(fields) or not _NOT_PLAIN.isdisjoint(values):
         return None
@@ -91,7 +89,10 @@ def plain_request(data: bytes) -> DirectRequest | None:
         return None
     if values.get("connection", "keep-alive").lower() != "keep-alive":
         return None
-    return DirectRequest(head[1], Headers(fields), body, int(length) - len(body))
+    return DirectRequest(head[1], PlainHeaders(values), body, int(length) - len(body))
+
+
+Found: TypeAlias = "tuple[DirectAnswer | None, bytes]"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ class DirectRoutes:
         self._routes = routes
 
     async def find(self, data: bytes, receive_rest: Callable[[], Awaitable[bytes]]) -> Found:
-        """What answers the request that these bytes are, and they with the body that had not come with its head."""
+        """The answer to the request that these bytes are, None if others have to give it; and all bytes that came.
+
+        These are more than before where a body had not come with its head.
+        """
         asked = plain_request(data) if data.startswith(b"POST ") else None
         if asked is None:
             return None, data
@@ -120,90 +124,81 @@ class DirectRoutes:
                     asked = plain_request(data)
                 if asked is None or asked.missing:
                     return None, data
-                ids = {name: text.decode() for name, text in match.groupdict().items()}
-                return partial(route.respond, asked, ids), data
+                asked.ids = {name: text.decode() for name, text in match.groupdict().items()}
+                return DirectAnswer(route.respond, asked), data
         return None, data
 
 
 class DirectConnection(DirectWriter, Protocol):
-    """The connection that an answer is for."""
+    """The connection that an answer is for.
 
-    async def write(self, data: bytes) -> None:
-        """Write, waiting for the client as long as serving allows; one that is gone is no error. A checkpoint."""
-        ...
+    Attributes:
+        client_left: while it was being answered.
+    """
 
-    def answered(self, *, whole: bool) -> None:
-        """The answer is over: the next request may be read, or the connection is good for nothing any more."""
-        ...
+    client_left: bool
 
 
 class DirectAnswer:
-    """One such request's answer, in a task of its own: ``run``.
+    """The answer to one plain request.
 
     Attributes:
-        is_wanted: whether the client is still there.
-        over: set at its end; for who has something to do then.
+        is_whole: whether it was sent to its end; else the connection is good for nothing any more.
     """
 
-    def __init__(self, respond: Callable[[], Awaitable[Response]], connection: DirectConnection) -> None:
-        self.is_wanted = True
-        self.over: trio.Event | None = None
-        self._respond = respond
-        self._connection = connection
-        self._head_sent = self._whole = False
+    __slots__ = ("_asked", "_head_sent", "_respond", "is_whole")
 
-    async def run(self) -> None:
-        """Answer. A client that still waits when this is cancelled is told so: serving ends."""
+    def __init__(self, respond: Respond, asked: DirectRequest) -> None:
+        self.is_whole = False
+        self._respond = respond
+        self._asked = asked
+        self._head_sent = False
+
+    async def send_to(self, connection: DirectConnection) -> None:
+        """Send it. A client that still waits when this is cancelled is told so: serving ends.
+
+        Of a request nothing stays in memory while its events come.
+        """
         try:
-            await self._send()
+            answer = await self._respond(self._asked, self._asked.ids)
+            del self._asked
+            if isinstance(answer, EventStreamBody):
+                with reading(answer):  # from before its head
+                    self._head_sent = True
+                    await answer.send(connection, _stream_head(answer.take_headers()))
+                    self.is_whole = True
+            else:
+                content = await answer.get_data(as_text=False)
+                self._head_sent = True
+                await connection.write(_head(answer.status_code, answer.headers.items()) + content)
+                self.is_whole = True
         except* Exception:
             _logger.exception("an answer broke off")
         finally:
-            if self.is_wanted and not self._head_sent:
+            if not (self._head_sent or connection.client_left):
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    await self._connection.write(_CUT_OFF)
-            if self.over is not None:
-                self.over.set()
-            self._connection.answered(whole=self._whole)
-
-    async def _send(self) -> None:
-        """Send it. Of a request and a response nothing stays in memory while their events come."""
-        response = await self._respond()
-        del self._respond
-        body: Any = response.response
-        in_chunks = isinstance(body, EventStreamBody)
-        head = _head(response, b"transfer-encoding: chunked\r\n" if in_chunks else b"")
-        del response
-        with reading(body):
-            if in_chunks:
-                await self._send_events(head, body)
-            else:
-                async with body as pieces:
-                    content = b"".join([piece async for piece in pieces])
-                self._head_sent = True
-                await self._connection.write(head + content)
-            self._whole = True
-
-    async def _send_events(self, held: bytes, stream: EventStreamBody) -> None:
-        """What is there already goes out in one write with the head, the last part in one with the end."""
-        stream.writer = self._connection
-        self._head_sent = True
-        if not stream.is_ready:
-            await self._connection.write(held)
-            held = b""
-        async with stream as pieces:
-            async for piece in pieces:
-                held += chunked(piece)
-                if not stream.is_at_end:
-                    await self._connection.write(held)
-                    held = b""
-        await self._connection.write(held + LAST_CHUNK)
+                    await connection.write(_CUT_OFF)
 
 
-def _head(response: Response, line: bytes = b"") -> bytes:
-    """The head of an answer, with one more line; without what is not true of a 204 (RFC 9110, section 8.6)."""
-    untrue = ("content-length", "content-type") if response.status_code == HTTPStatus.NO_CONTENT else ()
-    fields = [(name.lower(), value) for name, value in response.headers.items()]
-    own = "".join([f"{name}: {value}\r\n" for name, value in fields if name not in untrue])
-    date = format_date_time(time()).encode()
-    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n%b\r\n" % (response.status_code, own.encode(), date, line)
+def _head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of an answer, without what is not true of a 204 (RFC 9110, section 8.6)."""
+    untrue = ("content-length", "content-type") if status == HTTPStatus.NO_CONTENT else ()
+    own = [(name, value) for name, value in headers if name.lower() not in untrue]
+    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (status, _lines(own), _date(int(time())))
+
+
+def _stream_head(headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of a stream, which has these headers beside those of every stream."""
+    return b"%b%bdate: %b\r\n\r\n" % (_STREAM, _lines(headers), _date(int(time())))
+
+
+def _lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name.lower()}: {value}\r\n" for name, value in headers]).encode()
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> bytes:
+    return format_date_time(seconds).encode()
+
+
+_STREAM = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n" + _lines(STREAM_HEADERS.items())

@@ -1,7 +1,11 @@
-"""Turns away connections that are too many."""
+"""Takes connections in, and turns away those that are too many."""
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +20,29 @@ LINGER_SECONDS = 2.0
 MAX_REFUSING = 100
 """Connections over the ceiling that get to read why; more of them are reset (each costs a descriptor meanwhile)."""
 
+FULL_SECONDS = 0.1
+"""How long no connection is accepted where the system has no descriptor, or no memory, for one more."""
+
 _FULL = bare_answer("too many connections")
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+_logger = logging.getLogger("lumos.serving")
+
+
+async def accept_all(listener: trio.abc.Listener[Any], take: Callable[[Any], None]) -> None:
+    """Hand over each connection as it comes, until cancelled; closes the listener."""
+    async with listener:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                code, reason = errno.errorcode[error.errno], os.strerror(error.errno)
+                _logger.error("accept returned %s (%s); retrying in %s seconds", code, reason, FULL_SECONDS)
+                await trio.sleep(FULL_SECONDS)
+            else:
+                take(stream)
 
 
 class Doorkeeper:
@@ -29,6 +55,7 @@ class Doorkeeper:
         """Say so in one write, wait a moment for the client to read it, and close."""
         if self._refusing >= MAX_REFUSING:
             stream.reset()
+            stream.close()
             return
         self._refusing += 1
         try:
@@ -40,3 +67,4 @@ class Doorkeeper:
         finally:
             self._refusing -= 1
             stream.reset()
+            stream.close()

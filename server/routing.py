@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -24,7 +24,7 @@ from .records import AGENT_ID
 from .requests import JSON_MEDIA_TYPE, SESSION_ID, read_json
 from .services import Services
 from .share_links import TOKEN
-from .sse import WatchedBody
+from .sse import EventStreamBody, WatchedBody, stream_response
 
 API = "/api/v1"
 _ID_IN_PATH = re.compile(r"\{(\w+)\}")
@@ -53,6 +53,14 @@ class PathId:
     what: str
     pattern: str
 
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, re.ASCII)
+
+    def fits(self, text: str) -> bool:
+        """Whether there can be such an id."""
+        return self._regex.fullmatch(text) is not None
+
 
 PATH_IDS: Mapping[str, PathId] = {
     "agent_id": PathId("agent", AGENT_ID),
@@ -64,8 +72,7 @@ PATH_IDS: Mapping[str, PathId] = {
 }
 
 
-@dataclass(frozen=True)
-class Call(Generic[BodyT, QueryT]):
+class Call(msgspec.Struct, Generic[BodyT, QueryT], frozen=True):
     """One request on its way to its handler: who asks, and what was asked, read and checked."""
 
     services: Services
@@ -176,39 +183,43 @@ def _path_pattern(path: str) -> re.Pattern[bytes]:
 
 
 def _guarded(respond: Respond, guard: RequestGuard | None) -> Respond:
-    async def guarded(asked: Asked, ids: Mapping[str, str]) -> Response:
+    async def guarded(asked: Asked, ids: Mapping[str, str]) -> Response | EventStreamBody:
+        answer: Response | EventStreamBody
         try:
             if guard is not None:
                 await guard.check(asked)
-            response = await respond(asked, ids)
+            answer = await respond(asked, ids)
         except Exception as error:  # noqa: BLE001 - a bug's answer too
-            response = await answer_error(error)
-        return response if guard is None else guard.cors.mark(asked, response)
+            answer = await answer_error(error)
+        if guard is not None:
+            guard.cors.mark(asked, answer)
+        return answer
 
     return guarded
 
 
 def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]]:
     async def view(**ids: str) -> Response:
-        return await _answer(route, services, request, ids)
+        answer = await _answer(route, services, request, ids)
+        return stream_response(answer, headers=answer.headers) if isinstance(answer, EventStreamBody) else answer
 
     return view
 
 
-async def _answer(route: Route, services: Services, asked: Asked, ids: Mapping[str, str]) -> Response:
+async def _answer(route: Route, services: Services, asked: Asked, ids: Mapping[str, str]) -> Response | EventStreamBody:
     caller = await _admitted(route, services, asked)
     for name, text in ids.items():
-        if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
+        if not PATH_IDS[name].fits(text):
             raise not_found(PATH_IDS[name].what, text)
     if route.raw_query:
         check_parameters(asked, route.query)
     query = None if route.raw_query else read_query(asked, route.query)
     body = None if route.body is None else await read_json(asked, route.body, route.body_media_types)
     answer = await route.handler(Call(services, caller, ids, body, query, asked))
-    body_sent = answer.response if isinstance(answer, Response) else None
+    body_sent = answer.response if isinstance(answer, Response) else answer
     if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
         body_sent.watch = KeyWatch(services.gatekeeper, caller)
-    return answer if isinstance(answer, Response) else _response(route, answer)
+    return answer if isinstance(answer, Response | EventStreamBody) else _response(route, answer)
 
 
 async def _admitted(route: Route, services: Services, asked: Asked) -> Principal:

@@ -64,7 +64,7 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, "SERVICE_UNAVAILABLE", message, headers=headers)
 
 
-def events_response(call: Call[Any, Any], run: RunHandle) -> Response:
+def events_response(call: Call[Any, Any], run: RunHandle) -> Response | EventStreamBody:
     """The run's events after the cursor that the request brings, then live; 204 once there will be none.
 
     Raises:
@@ -73,8 +73,9 @@ def events_response(call: Call[Any, Any], run: RunHandle) -> Response:
     cursor = requested_cursor(call.request, run.log)
     if run.log.ended and cursor == run.log.last_seq:
         return Response(b"", status=204, headers={"Cache-Control": "no-store", **run_headers(run)})
-    body = b"" if call.request.method == "HEAD" else EventStreamBody(run.log, cursor)
-    return stream_response(body, headers=run_headers(run))
+    if call.request.method == "HEAD":
+        return stream_response(b"", headers=run_headers(run))
+    return EventStreamBody(run.log, cursor, run_headers(run))
 
 
 async def wait_known(call: Call[Any, Any], run_id: str, log: EventLog | None) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from typing import Any, Protocol
 
 import h11
@@ -23,7 +22,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11WSConnection
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
@@ -31,9 +30,11 @@ from quart_trio import QuartTrio
 
 from providers.chunked import chunked
 
-from .direct import CLEANUP_SECONDS, DIRECT, DirectAnswer, DirectRoutes
-from .doorkeeper import LINGER_SECONDS, Doorkeeper
+from .departures import Departures
+from .direct import CLEANUP_SECONDS, DIRECT, DirectRoutes
+from .doorkeeper import LINGER_SECONDS, Doorkeeper, accept_all
 from .http11 import Http11
+from .idling import Idling
 from .sse import WRITER
 
 STALL_BYTES = 65_536
@@ -79,45 +80,51 @@ class _Tasks(TaskGroup):
         await super().__aenter__()
         return self
 
-    def cancel(self, reason: str) -> None:
-        """End them."""
-        assert self._nursery is not None, "it is entered"
-        self._nursery.cancel_scope.cancel(reason=reason)
-
 
 @dataclass(frozen=True)
 class Site:
-    """What all connections serve: an app as Hypercorn calls it, and what they answer themselves."""
+    """What all connections serve and share: an app as Hypercorn calls it, and what they answer themselves."""
 
     app: AppWrapper
     direct: DirectRoutes
     config: Config
+    context: WorkerContext
+    limits: ServingLimits
+    departures: Departures
+    idling: Idling
+    connections: set[Connection] = field(default_factory=set)
 
 
-class Connection(TCPServer):
+class Connection:
     """One client's connection. Whatever its bytes are, it ends nothing but itself.
 
-    It lives as long as its reading does: the scope around that carries the keep-alive limit while the connection is
-    idle (no timer task, no lock), and is cancelled when this side closes or can no longer write.
+    It answers plain requests in its own task. From the first other one on, Hypercorn's protocol has what comes, with
+    tasks for what it answers. The scope around its reading is cancelled when this side closes, as an idle connection's
+    keep-alive limit has it do, or can no longer write.
+
+    Attributes:
+        client_left: while a plain request was being answered.
     """
 
-    stream: Any  # a ConnectionStream, which Hypercorn's annotation does not foresee
-    protocol: Any
+    __slots__ = ("_protocol", "_reading", "_send_lock", "_site", "_unsent", "client_left", "stream")
 
-    def __init__(self, site: Site, context: WorkerContext, limits: ServingLimits, stream: Any) -> None:
-        super().__init__(site.app, site.config, context, ConnectionState({}), stream)
-        self.protocol = None
+    def __init__(self, site: Site, stream: Any) -> None:
+        self.stream = stream  # a ConnectionStream that is a trio.abc.HalfCloseableStream
+        self.client_left = False
         self._site = site
-        self._limits = limits
-        self._answer: DirectAnswer | None = None
+        self._protocol: Any = None
         self._reading = trio.CancelScope()
         self._unsent = b""
+        self._send_lock: trio.Lock | None = None
 
     async def run(self) -> None:
         """Serve until either side closes. Raises nothing but what cancels the task (H1)."""
+        data = b""
         try:
-            await self._serve()
-            await self._linger()
+            with self._reading:
+                data = await self._answer_plain(await self.stream.receive_some(MAX_RECV))
+            if data:
+                await self._serve_others(data)
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the peer is gone
         except* Exception as crash:
@@ -125,45 +132,58 @@ class Connection(TCPServer):
         finally:
             if self._unsent:
                 self.stream.reset()
-            with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-                await self._close()
+            self.stream.close()
+            self._site.idling.discard(self)
+            self._site.connections.discard(self)
 
-    def end_if_idle(self) -> None:
-        """Close unless a request is under way; its answer closes the connection then."""
-        if self._reading.deadline < inf:
-            self._reading.cancel(reason="serving has ended")
+    def end(self, reason: str) -> None:
+        """Read no more, answer no more; what Hypercorn's protocol has under way goes on to its end."""
+        self._reading.cancel(reason=reason)
 
-    async def _serve(self) -> None:
+    async def _answer_plain(self, data: bytes) -> bytes:
+        """Answer these bytes, and what follows them, to the first that are no plain request: those. b"" at the end."""
+        while data:
+            answer, data = await self._site.direct.find(bytes(data), self._receive_rest)
+            if answer is None:
+                return data
+            data = b""
+            self._site.idling.discard(self)
+            self._site.departures.watch(self)
+            try:
+                await answer.send_to(self)
+            finally:
+                self._site.departures.forget(self)
+            if not answer.is_whole or self._site.context.terminated.is_set():
+                break
+            self._site.idling.add(self)
+            if data := await self.stream.receive_some(MAX_RECV):
+                structlog.contextvars.unbind_contextvars("key_id")  # another request, perhaps with another key
+        return b""
+
+    def stirred(self) -> None:
+        """Something came while a plain request was being answered: its client's end, or the next request too early."""
+        if self.stream.peer_closed():
+            self.client_left = True
+            self.end("the client is gone")
+
+    async def _serve_others(self, data: bytes) -> None:
+        """Have Hypercorn serve what begins with these bytes, to the client's end."""
+        self._reading = trio.CancelScope()
         async with _Tasks() as tasks:
-            self._set_idle(True)
+            self._protocol = self._make_protocol(tasks)
             with self._reading:
-                await self._read(tasks)
-            if self.protocol is not None:
-                await self.protocol.handle(Closed())
-            if self._answer is not None:
-                self._answer.is_wanted = False
-                tasks.cancel("the client is gone")
+                await self._read_others(data)
+            await self._protocol.handle(Closed())
+        await self._linger()
 
-    async def _read(self, tasks: _Tasks) -> None:
-        """Answer what comes, or hand it to the protocol, to the client's end. One request waits for the one before."""
+    async def _read_others(self, data: bytes) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while data := bytes(await self.stream.receive_some(MAX_RECV)):
-                if self._answer is not None:
-                    self._answer.over = trio.Event()
-                    await self._answer.over.wait()
-                respond = None
+            while data:
+                await self._protocol.handle(RawData(data))
+                data = bytes(await self.stream.receive_some(MAX_RECV))
                 if self._at_rest:
-                    respond, data = await self._site.direct.find(data, self._receive_rest)
-                if respond is not None:
-                    self._set_idle(False)
-                    self._answer = DirectAnswer(respond, self)
-                    tasks.spawn(self._answer.run)
-                    continue
-                if self.protocol is None:
-                    self.protocol = self._make_protocol(tasks)
-                await self.protocol.handle(RawData(data))
-            if self.protocol is not None:
-                await self.protocol.handle(RawData(b""))
+                    data = await self._answer_plain(data)
+            await self._protocol.handle(RawData(b""))
 
     async def _receive_rest(self) -> bytes:
         """A body that its client writes behind the head, as most do in Python. One that dawdles is for the app."""
@@ -174,31 +194,19 @@ class Connection(TCPServer):
     @property
     def _at_rest(self) -> bool:
         """Whether the protocol has no request, and nothing of one."""
-        if self.protocol is None:
-            return True
-        states = {self.protocol.connection.our_state, self.protocol.connection.their_state}
-        return states == {h11.IDLE} and not self.protocol.connection.trailing_data[0]
+        states = {self._protocol.connection.our_state, self._protocol.connection.their_state}
+        return states == {h11.IDLE} and not self._protocol.connection.trailing_data[0]
 
     def _make_protocol(self, tasks: _Tasks) -> Http11:
-        peer = self.stream.socket
+        site, peer = self._site, self.stream.socket
         client = parse_socket_addr(peer.family, peer.getpeername())
         server = parse_socket_addr(peer.family, peer.getsockname())
         state = ConnectionState({WRITER: self})
-        return Http11(self.app, self.config, self.context, tasks, state, False, client, server, self.protocol_send)
-
-    def answered(self, *, whole: bool) -> None:
-        """A direct answer is over: the next request may come, or nothing can any more."""
-        self._answer = None
-        if whole and not self.context.terminated.is_set():
-            self._set_idle(True)
-        else:
-            self._reading.cancel(reason="this side closes")
+        return Http11(site.app, site.config, site.context, tasks, state, False, client, server, self.protocol_send)
 
     async def _linger(self) -> None:
         """Take what a client still sends that was answered early: closing on unread bytes would reset its answer."""
-        if self.protocol is None:
-            return
-        connection = self.protocol.connection
+        connection = self._protocol.connection
         if isinstance(connection, H11WSConnection) or connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await self.stream.send_eof()
             with trio.move_on_after(LINGER_SECONDS):
@@ -214,17 +222,22 @@ class Connection(TCPServer):
         match event:
             case RawData(data):
                 await self.write(data)
-            case Updated(idle):
-                self._set_idle(idle)
+                await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
+            case Updated(idle=True):
+                self._site.idling.add(self)
+            case Updated():
+                self._site.idling.discard(self)
             case Closed():
-                self._reading.cancel(reason="this side closes")  # it may wait for an answer's end, not for bytes (H7)
-                if self.protocol is None:
+                self.end("this side closes")  # it may wait for an answer's end, not for bytes (H7)
+                if self._protocol is None:
                     return
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    await self.protocol.handle(event)
+                    await self._protocol.handle(event)
 
-    def _set_idle(self, idle: bool) -> None:
-        self._reading.deadline = trio.current_time() + self._limits.keep_alive if idle else inf
+    @property
+    def _is_writing(self) -> bool:
+        """Whether somebody waits for the client to read."""
+        return self._send_lock is not None and self._send_lock.locked()
 
     @property
     def behind(self) -> bool:
@@ -237,7 +250,7 @@ class Connection(TCPServer):
         For who is sure that it comes in chunks, that its head was sent, and that nothing is being sent now.
         What does not fit comes first at the next write, which is to follow: ``flush``.
         """
-        if self._unsent or self.send_lock.locked():
+        if self._unsent or self._is_writing:
             return False
         framed = chunked(data)
         try:
@@ -257,25 +270,26 @@ class Connection(TCPServer):
         """Straight to the socket; the lock and the deadline are only for what does not fit (57 -> 19 µs an event)."""
         data, self._unsent = self._unsent + data, b""
         try:
-            sent = 0 if self.send_lock.locked() else self.stream.send_now(data)
+            sent = 0 if self._is_writing else self.stream.send_now(data)
             if sent < len(data):
                 await self._write_rest(data[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self.protocol_send(Closed())
-        await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
 
     async def _write_rest(self, data: bytes) -> None:
         """Wait for the client to read, ``write_stall`` seconds at most (H2). A write left half done is a reset."""
         written = False
+        self._send_lock = self._send_lock or trio.Lock()
         try:
-            async with self.send_lock:
+            async with self._send_lock:
                 with trio.CancelScope() as stall:  # noqa: ASYNC912 - there is something to send
                     for start in range(0, len(data), STALL_BYTES):
-                        stall.deadline = trio.current_time() + self._limits.write_stall
+                        stall.deadline = trio.current_time() + self._site.limits.write_stall
                         await self.stream.send_all(data[start : start + STALL_BYTES])
                     written = True
         finally:
             if not written:
+                self._site.departures.forget(self)
                 self.stream.reset()
         if not written:
             raise trio.BrokenResourceError("the client does not read")
@@ -293,35 +307,46 @@ async def serve(
 
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
-    limits = limits or ServingLimits()
-    config = _hypercorn_config()
-    site = Site(wrap_app(app, config.wsgi_max_body_size, "asgi"), app.extensions.get(DIRECT, DirectRoutes([])), config)
-    context = WorkerContext(None)
+    async with trio.open_nursery() as watching:
+        site = _site(app, limits or ServingLimits(), Departures(watching))
+        watching.start_soon(site.departures.run)
+        watching.start_soon(site.idling.run)
+        await _serve_site(site, listeners, stopping, task_status)
+        watching.cancel_scope.cancel(reason="serving has ended")
 
-    open_connections: set[Connection] = set()
-    doorkeeper = Doorkeeper()
 
-    async def serve_connection(stream: Any) -> None:
-        if len(open_connections) >= limits.connections:
-            await doorkeeper.refuse(stream)
-            return
-        connection = Connection(site, context, limits, stream)
-        open_connections.add(connection)
-        await connection.run()
-        open_connections.discard(connection)
-
+async def _serve_site(
+    site: Site, listeners: Sequence[trio.abc.Listener[Any]], stopping: trio.Event, task_status: trio.TaskStatus[None]
+) -> None:
     async with trio.open_nursery() as connections:
+        take = partial(_take, site, connections, Doorkeeper())
         async with trio.open_nursery() as accepting:
-            accepting.start_soon(
-                partial(trio.serve_listeners, serve_connection, list(listeners), handler_nursery=connections)
-            )
+            for listener in listeners:
+                accepting.start_soon(accept_all, listener, take)
             task_status.started()
             await stopping.wait()
             accepting.cancel_scope.cancel(reason="serving has ended")
-        await context.terminated.set()
-        for connection in open_connections:
-            connection.end_if_idle()
-        connections.cancel_scope.deadline = trio.current_time() + limits.closing
+        await site.context.terminated.set()
+        site.idling.end_all("serving has ended")
+        connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
+
+
+def _take(site: Site, nursery: trio.Nursery, doorkeeper: Doorkeeper, stream: Any) -> None:
+    """Serve that connection, in a task of its own, or refuse it."""
+    if len(site.connections) >= site.limits.connections:
+        nursery.start_soon(doorkeeper.refuse, stream)
+        return
+    connection = Connection(site, stream)
+    site.connections.add(connection)
+    site.idling.add(connection)
+    nursery.start_soon(connection.run)
+
+
+def _site(app: QuartTrio, limits: ServingLimits, departures: Departures) -> Site:
+    config = _hypercorn_config()
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    direct = app.extensions.get(DIRECT, DirectRoutes([]))
+    return Site(wrapped, direct, config, WorkerContext(None), limits, departures, Idling(limits.keep_alive))
 
 
 def _hypercorn_config() -> Config:

@@ -39,7 +39,7 @@ class SimulatedBody(EventStreamBody):
 
     async def _read_piece(self) -> bytes:
         if self._said:
-            raise StopAsyncIteration
+            return b""
         while entries := await self._log.read(self._after, self._heartbeat_at):
             self._after = entries[-1].seq
             self._entries += entries

@@ -12,51 +12,97 @@ from contextlib import ExitStack, contextmanager
 import trio
 
 LISTEN_BACKLOG = 1024
+READ_BYTES = 65_536
 _LINGER_ZERO = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds
+_UNSENT_BYTES = 16_384
+"""What the kernel takes beyond what is under way, as trio's: a client that does not read is noticed sooner."""
 
 
 class SocketStream(trio.abc.HalfCloseableStream):
-    """An accepted TCP connection: trio's stream (TCP_NODELAY), and its socket for writes that need not wait."""
+    """An accepted TCP connection. Reading waits first and takes all there is then; writes need not wait."""
+
+    __slots__ = ("_came_just_now", "socket")
 
     def __init__(self, accepted: socket.socket) -> None:
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-        self._accepted = accepted
-        self.socket = self._stream.socket
+        accepted.setblocking(False)
+        self.socket = accepted
+        self._came_just_now = True
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
         """Write what fits into the kernel's buffer; how many bytes that was."""
         try:
-            return self._accepted.send(data)
+            return self.socket.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
             raise trio.BrokenResourceError from error
 
+    def peer_closed(self) -> bool:
+        """Whether nothing comes any more, and all that came was read. Of a stream that is closed here: yes."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def reset(self) -> None:
         """Close at once; the peer gets a RST and the kernel drops what is unsent."""
         if self.socket.fileno() != -1:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+            trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
 
+    def close(self) -> None:
+        """Close it; the peer reads what was sent, then its end. For the last one who uses it: nobody is woken."""
+        self.socket.close()
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """As trio's."""
-        await self._stream.send_all(data)
+        """As trio's, for what ``send_now`` did not take: waits first."""
+        with memoryview(data) as rest:
+            sent = 0
+            while sent < len(rest):
+                await self.wait_send_all_might_not_block()
+                sent += self.send_now(rest[sent:])
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio's."""
-        await self._stream.wait_send_all_might_not_block()
+        self._check_open()
+        await trio.lowlevel.wait_writable(self.socket)
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """As trio's."""
-        return await self._stream.receive_some(max_bytes)
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As trio's, but waits before it reads: only a connection that was accepted just now may have its request."""
+        while True:
+            self._check_open()
+            if not self._came_just_now:
+                await trio.lowlevel.wait_readable(self.socket)
+            self._came_just_now = False
+            try:
+                return self.socket.recv(max_bytes or READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
     async def send_eof(self) -> None:
         """As trio's."""
-        await self._stream.send_eof()
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
     async def aclose(self) -> None:
         """As trio's."""
-        await self._stream.aclose()
+        if self.socket.fileno() != -1:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self.socket.fileno() == -1:
+            raise trio.ClosedResourceError("this socket was already closed")
 
 
 class SocketListener(trio.abc.Listener[SocketStream]):
@@ -64,6 +110,9 @@ class SocketListener(trio.abc.Listener[SocketStream]):
 
     def __init__(self, listening: socket.socket) -> None:
         listening.setblocking(False)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # those it accepts have it then, too
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._listening = listening
         self._accepted: deque[SocketStream] = deque()
 
@@ -74,14 +123,17 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         return host, port
 
     async def accept(self) -> SocketStream:
-        """The next connection. Raises OSError when the process is out of descriptors (trio's loop waits then)."""
-        await trio.lowlevel.checkpoint()
+        """The next connection; waits only if none is there already.
+
+        Raises:
+            OSError: the process is out of descriptors, say; who serves waits then.
+            trio.ClosedResourceError: it was closed.
+        """
         while not self._accepted:
             if self._listening.fileno() == -1:
                 raise trio.ClosedResourceError("this listener was closed")
+            await trio.lowlevel.wait_readable(self._listening)
             self._drain_backlog()
-            if not self._accepted:
-                await trio.lowlevel.wait_readable(self._listening)
         return self._accepted.popleft()
 
     def _drain_backlog(self) -> None:

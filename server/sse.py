@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol
@@ -17,6 +17,7 @@ from quart.wrappers.response import ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from engine.log import EventLog, LogEntry, RunLog
+from providers.chunked import LAST_CHUNK, chunked
 
 from .asked import Asked
 from .errors import ApiError
@@ -68,6 +69,10 @@ class DirectWriter(Protocol):
         """Write without waiting; False: nothing was taken. Does not raise."""
         ...
 
+    async def write(self, data: bytes) -> None:
+        """Write, waiting for the client as long as serving allows; one that is gone is no error. No checkpoint."""
+        ...
+
     async def flush(self) -> None:
         """Wait until the client has read so far that all is written."""
         ...
@@ -78,13 +83,17 @@ class EventStreamBody(WatchedBody):
 
     With a ``writer``, what is said while nothing else is under way is written in the task that says it.
 
-    ``StreamConnection`` counts it as a reader of the run. A silent run gets a comment every ``HEARTBEAT_SECONDS``, so
-    that no proxy takes it for dead; nothing is sent while the client does not read.
+    Who sends it counts it as a reader of the run (``reading``). A silent run gets a comment every
+    ``HEARTBEAT_SECONDS``, so that no proxy takes it for dead; nothing is sent while the client does not read.
+
+    Attributes:
+        headers: of the answer, beside ``STREAM_HEADERS``.
     """
 
     writer: DirectWriter | None = None
 
-    def __init__(self, log: EventLog, after: int) -> None:
+    def __init__(self, log: EventLog, after: int, headers: Mapping[str, str] | None = None) -> None:
+        self.headers = dict(headers or {})
         self._log = log
         self._after = after
         self._pieces: Iterator[bytes] = iter(())
@@ -100,6 +109,33 @@ class EventStreamBody(WatchedBody):
         """Count as a reader of the run for as long as the block lasts."""
         return self._log.attached()
 
+    def take_headers(self) -> Iterable[tuple[str, str]]:
+        """The ``headers``, which are wanted once."""
+        headers, self.headers = self.headers, {}
+        return headers.items()
+
+    async def send(self, writer: DirectWriter, held: bytes) -> None:
+        """Write all in chunks, behind the head that is held: what is there already in one write with it.
+
+        The last piece and the end are one write too. Where it breaks off, it raises as ``reading`` knows.
+        """
+        for _ in range(2):  # a run that was just started has its first steps: the model is asked 0.2 ms earlier
+            await trio.lowlevel.checkpoint()
+        if not self.is_ready:
+            await writer.write(held)
+            held = b""
+        self.writer = writer
+        while piece := self._ahead or await self._read_piece():
+            if self._has_to_ask_next():
+                await self.check_key()
+            held += chunked(piece)
+            if not self.is_at_end:
+                await writer.write(held)
+                held = b""
+            if self._ahead:
+                await trio.lowlevel.checkpoint()  # others have their turn between two pieces
+        await writer.write(held + LAST_CHUNK)
+
     async def __aenter__(self) -> EventStreamBody:
         return self
 
@@ -108,11 +144,18 @@ class EventStreamBody(WatchedBody):
 
     async def __anext__(self) -> bytes:
         piece = self._ahead or await self._read_piece()
+        if not piece:
+            raise StopAsyncIteration
+        if self._has_to_ask_next():
+            await self.check_key()
+        return piece
+
+    def _has_to_ask_next(self) -> bool:
+        """Turn to the next piece; whether the key has to be asked for before this one."""
         self._ahead = next(self._pieces, None)
         now = trio.current_time()
-        await self.check_key()
         self._heartbeat_at = now + HEARTBEAT_SECONDS
-        return piece
+        return self.watch is not None and now >= self.watch.due_at
 
     @property
     def is_ready(self) -> bool:
@@ -122,33 +165,34 @@ class EventStreamBody(WatchedBody):
     @property
     def is_at_end(self) -> bool:
         """Whether the piece that was read last is the last one."""
-        return self._ahead is None and self._log.ended and self._after >= self._log.last_seq
+        return self._ahead is None and self._is_read
+
+    @property
+    def _is_read(self) -> bool:
+        return self._log.ended and self._after >= self._log.last_seq
 
     async def _read_piece(self) -> bytes:
-        """Wait for the log; ``_pieces`` keeps what is more than one piece."""
-        while True:
-            entries = await self._read_log()
-            if entries:
+        """Wait for the log; ``_pieces`` keeps what is more than one piece. b"" at the end."""
+        while not self._is_read:
+            if self.writer is None or not isinstance(self._log, RunLog):
+                entries = await self._log.read(self._after, self._heartbeat_at)
+            else:
+                entries = await self._log.read(self._after, self._heartbeat_at, self._take)
+                if self.writer.behind:
+                    await self.writer.flush()
+            frames = [entry.frame for entry in entries if entry.seq > self._after]  # what ``_take`` did not take
+            if frames:
                 self._after = entries[-1].seq
-                self._pieces = in_pieces(entry.frame for entry in entries)
+                if sum(map(len, frames)) <= PIECE_BYTES:
+                    return b"".join(frames)
+                self._pieces = in_pieces(frames)
                 return next(self._pieces)
-            if self._log.ended and self._after >= self._log.last_seq:
-                raise StopAsyncIteration
             if trio.current_time() >= self._heartbeat_at:
                 return HEARTBEAT
-
-    async def _read_log(self) -> list[LogEntry]:
-        """What ``_take`` did not take."""
-        writer = self.writer
-        if writer is None or not isinstance(self._log, RunLog):
-            return await self._log.read(self._after, self._heartbeat_at)
-        entries = await self._log.read(self._after, self._heartbeat_at, self._take)
-        if writer.behind:
-            await writer.flush()
-        return [entry for entry in entries if entry.seq > self._after]
+        return b""
 
     def _take(self, entries: Sequence[LogEntry], now: float) -> bool:
-        """Write them, if that takes no waiting; the log calls this while ``_read_log`` waits."""
+        """Write them, if that takes no waiting; the log calls this while ``_read_piece`` waits."""
         if self.writer is None or (self.watch is not None and now >= self.watch.due_at):
             return False
         piece = entries[0].frame if len(entries) == 1 else b"".join([entry.frame for entry in entries])
@@ -172,18 +216,29 @@ def in_pieces(frames: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(piece)
 
 
-@contextmanager
-def reading(body: object) -> Iterator[None]:
+class reading:  # noqa: N801 - a context manager, as in ``with reading(body)``
     """The block sends that body of an answer: from before its head, a stream counts as read.
 
     What breaks a stream off ends the block without an error.
     """
-    with body.attached() if isinstance(body, EventStreamBody) else nullcontext(), suppress(KeyRevokedError):
-        try:
-            yield
-        except EventsLostError as error:
-            run_id = body.run_id if isinstance(body, EventStreamBody) else None
+
+    __slots__ = ("_attached", "_body")
+
+    def __init__(self, body: object) -> None:
+        self._body = body
+        self._attached = body.attached() if isinstance(body, EventStreamBody) else nullcontext()
+
+    def __enter__(self) -> None:
+        self._attached.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._attached.__exit__(kind, error, trace)
+        if isinstance(error, EventsLostError):
+            run_id = self._body.run_id if isinstance(self._body, EventStreamBody) else None
             _logger.warning("stream.cut", run_id=run_id, reason=str(error))
+        return isinstance(error, EventsLostError | KeyRevokedError)
 
 
 class StreamConnection(TrioASGIHTTPConnection):
@@ -221,7 +276,7 @@ def requested_cursor(request: Asked, log: EventLog, what: str = "run") -> int:
             422 for an ``after`` that is there twice.
     """
     cursor = cursor_of(request, log.run_id, what)
-    if cursor > highest_cursor(log):
+    if cursor and cursor > highest_cursor(log):
         raise bad_cursor(f"the cursor {cursor} is ahead of the {what}, which is at {log.last_seq}")
     return cursor
 
@@ -229,8 +284,10 @@ def requested_cursor(request: Asked, log: EventLog, what: str = "run") -> int:
 def cursor_of(request: Asked, run_id: str, what: str = "run") -> int:
     """As ``requested_cursor``, for a run that may be anywhere."""
     event_ids = request.headers.getlist("Last-Event-ID")
-    cursors = {_number_of_event(event_id, run_id, what) for event_id in event_ids if event_id}
     after = request.args.getlist("after")
+    if not (event_ids or after):
+        return 0
+    cursors = {_number_of_event(event_id, run_id, what) for event_id in event_ids if event_id}
     cursors |= {sequence_number(text) for text in after}
     if len(cursors) > 1:
         raise bad_cursor("the request has two cursors that differ")

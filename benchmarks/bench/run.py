@@ -1,6 +1,6 @@
 """The benchmark: all arms, all workloads, round by round, into one ``result.json`` and its report.
 
-    python -m benchmarks.bench.run [--full] [--arms A,B] [--workloads w1,w5] [--rounds N] [--out FILE]
+    python -m benchmarks.bench.run [--full] [--arms A,B] [--workloads w1,w5] [--streams 200] [--rounds N] [--out FILE]
 
 In each round every arm is started anew, in an order that turns with the rounds, and does every workload. What an arm
 fails at is in the result and does not end the run.
@@ -43,7 +43,12 @@ _FAILURES = (ServerFailedError, EnvironmentFailedError, OSError, RuntimeError, m
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be run; ``special`` are names of workloads that are no load on an arm."""
+    """What is to be run.
+
+    Attributes:
+        special: names of workloads that are no load on an arm.
+        streams: of a workload that has steps of these ``n``, those alone; of any other, all. None are all of each.
+    """
 
     arms: Sequence[Arm]
     workloads: Sequence[Workload]
@@ -51,6 +56,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     full: bool
     first: bool = False
+    streams: Sequence[int] = ()
+
+    def steps(self, workload: Workload) -> Sequence[Step]:
+        """Those of the workload's that are to be done."""
+        steps = steps_of(workload, full=self.full)
+        return [step for step in steps if step.n in self.streams] or steps
 
 
 class Screen:
@@ -118,7 +129,7 @@ class Runner:
 
     def _steps(self) -> Iterator[tuple[Workload, Step]]:
         for workload in self._plan.workloads:
-            for step in steps_of(workload, full=self._plan.full):
+            for step in self._plan.steps(workload):
                 yield workload, step
 
     def round(self, number: int) -> None:
@@ -147,7 +158,7 @@ class Runner:
             for workload in self._plan.workloads:
                 if not workload.is_for(arm):
                     continue
-                for step in steps_of(workload, full=self._plan.full):
+                for step in self._plan.steps(workload):
                     place = self._place(f"{arm.name} {workload.name} n={step.n}", len(step.starts_s))
                     try:
                         trial = do_trial(place, running, workload, step, number=number, first_tag=tag)
@@ -246,17 +257,20 @@ def _sum_up(result: Result, runner: Runner, out: Path) -> None:
     write_report(result, out.parent)
 
 
-def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool, first: bool = False) -> Plan:
-    """What the options ask for. Raises ``click.UsageError`` for a name that is none."""
+def plan_of(
+    arms: str, workloads: str, rounds: int | None, *, full: bool, first: bool = False, streams: str = ""
+) -> Plan:
+    """What the options ask for. Raises ``click.UsageError`` for a name, or a number, that is none."""
     names = [name for name in workloads.split(",") if name]
     try:
         chosen = [find_arm(name) for name in arms.split(",") if name] or [arm for arm in ARMS if not arm.optional]
         found = selected(names, full=full)
-    except KeyError as error:
+        wanted = [int(number) for number in streams.split(",") if number]
+    except (KeyError, ValueError) as error:
         raise click.UsageError(error.args[0]) from error
     special = [name for name in (START, REPLAY) if name in names or (full and not names)]
     rounds = rounds or (7 if full else 3)
-    return Plan(arms=chosen, workloads=found, special=special, rounds=rounds, full=full, first=first)
+    return Plan(arms=chosen, workloads=found, special=special, rounds=rounds, full=full, first=first, streams=wanted)
 
 
 @click.command()
@@ -264,13 +278,14 @@ def plan_of(arms: str, workloads: str, rounds: int | None, *, full: bool, first:
 @click.option("--arms", default="", help="Names, with commas between; all but the optional ones by default.")
 @click.option("--workloads", default="", help="Names, with commas between; those of the form by default.")
 @click.option("--first", is_flag=True, help="Arms run before other processes too: for a machine that others use.")
+@click.option("--streams", default="", help="Of a workload in steps, those of so many streams, with commas between.")
 @click.option("--rounds", type=click.IntRange(1), help="3, or 7 in full.")
 @click.option(
     "--out", default="build/bench/result.json", type=click.Path(path_type=Path), help="Where the result goes."
 )
-def main(full: bool, arms: str, workloads: str, first: bool, rounds: int | None, out: Path) -> None:
+def main(full: bool, arms: str, workloads: str, first: bool, streams: str, rounds: int | None, out: Path) -> None:
     """Measure, and write result and report."""
-    plan = plan_of(arms, workloads, rounds, full=full, first=first)
+    plan = plan_of(arms, workloads, rounds, full=full, first=first, streams=streams)
     for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends it ends its servers too, in the background as well
         signal.signal(number, signal.default_int_handler)
     result = run(plan, out, Screen())

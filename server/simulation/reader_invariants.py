@@ -10,9 +10,10 @@ import msgspec
 
 from engine.events import TERMINAL_EVENT_TYPES
 from server.log_followers import RESERVED_SEQ
+from server.serving import STALL_BYTES, ServingLimits
 
 from .observations import Observations, Response, SeenFrame
-from .plan import Plan
+from .plan import ClientPlan, Plan
 
 _OF_RUNS = ("chat", "events", "socket")
 _OF_BATCHES = ("batch", "batch_events")
@@ -86,7 +87,7 @@ def nobody_is_cut_off_without_a_reason(plan: Plan, seen: Observations) -> Iterat
     newest, deletions = _newest_numbers(seen), _deletions(seen)
     for response in _streams(seen):
         client = plan.clients[response.client] if response.client < len(plan.clients) else None
-        is_slow = client is None or client.read_pause or any(step.act == "pause" for step in client.steps)
+        is_slow = client is None or _is_slow(client, plan.latency)
         is_ahead_of_all = response.after > newest.get(
             response.run_id, 0
         )  # of what was never to come, nobody has an end
@@ -185,6 +186,13 @@ def _deletions(seen: Observations) -> dict[str, float]:
             asked.setdefault(response.run_id, response.asked_at)
     times = {batch_id: [asked[run] for run in runs if run in asked] for batch_id, runs in seen.batches.items()}
     return {batch_id: min(of_runs) for batch_id, of_runs in times.items() if of_runs}
+
+
+def _is_slow(client: ClientPlan, latency: float) -> bool:
+    """Whether its reading, or its line (a window for each round trip), may be slower than serving puts up with."""
+    takes = 2 * latency * STALL_BYTES / client.window
+    pauses = client.read_pause > 0 or any(step.act == "pause" for step in client.steps)
+    return pauses or takes > ServingLimits().write_stall
 
 
 def _is_end(response: Response, frame: SeenFrame) -> bool:

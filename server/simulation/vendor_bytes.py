@@ -8,7 +8,7 @@ import itertools
 import random
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -66,11 +66,13 @@ class Script:
         sends: in their order; may be endless.
         content_ends: how many bytes must have been sent for each piece of content to be whole, rising.
         end: what becomes of the connection behind them; ``hang`` sends nothing more, for ever.
+        answer_bytes: how many of the bytes are the answer, if more follow that nobody asked for.
     """
 
     sends: Iterable[Timed]
     content_ends: Sequence[int] = ()
     end: Literal["keep", "close", "reset", "hang"] = "keep"
+    answer_bytes: int | None = None
 
 
 def make_script(wire: Wire, plan: AnswerPlan, asked: Asked, answer_id: str, key: str) -> Script:
@@ -105,7 +107,7 @@ def _cut_into_reads(script: Script, splits: int) -> Script:
             for number, (start, end) in enumerate(itertools.pairwise(places)):
                 yield at + number * SPLIT_SECONDS, data[start:end]
 
-    return Script(cut(), script.content_ends, script.end)
+    return replace(script, sends=cut())
 
 
 def _refusal(wire: Wire, plan: AnswerPlan, key: str) -> bytes:
@@ -246,7 +248,8 @@ def _framed(
         last = sends[-1][0] if sends else plan.reply.first_after
         sends.append((last, last_chunk + behind))
     end = "close" if end == "keep" and plan.close_delimited else end
-    return Script(itertools.chain([(0.0, head)], sends, held), ends, end)
+    answer_bytes = len(head) + sum(len(data) for _, data in sends) - len(behind) if behind else None
+    return Script(itertools.chain([(0.0, head)], sends, held), ends, end, answer_bytes)
 
 
 def _held_or_cut(

@@ -131,9 +131,11 @@ class Vendor:
             sent += len(data)
             whole = bisect_right(script.content_ends, sent) - len(call.content_times)
             call.content_times += [trio.current_time()] * whole
+            if script.answer_bytes is not None and sent >= script.answer_bytes and call.answered_at is None:
+                call.answered_at = trio.current_time()
         match script.end:
             case "keep":
-                call.answered_at = trio.current_time()
+                call.answered_at = trio.current_time() if call.answered_at is None else call.answered_at
                 return
             case "close":
                 stream.close()

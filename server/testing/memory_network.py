@@ -196,6 +196,12 @@ class MemoryStream(trio.abc.HalfCloseableStream):
                 self._check_open()
             return data
 
+    async def wait_readable(self) -> None:
+        """Wait until ``receive_some`` would return or raise at once."""
+        await trio.lowlevel.checkpoint()
+        while not self.is_readable():
+            await self._incoming.wait_arrival()
+
     def peer_closed(self) -> bool:
         """Whether nothing more will come: the peer's EOF or a reset was reached, and all before it was read."""
         return not self._incoming.unread and self.is_readable()

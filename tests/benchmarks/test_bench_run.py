@@ -90,6 +90,13 @@ def test_options() -> None:
         plan_of("x", "", None, full=False)
     with pytest.raises(UsageError, match="no workload 'x'"):
         plan_of("", "x", None, full=False)
+    with pytest.raises(UsageError, match="'x'"):
+        plan_of("", "", None, full=False, streams="x")
+
+
+def test_of_workloads_in_steps_those_of_so_many_streams_are_done_and_all_of_others() -> None:
+    plan = plan_of("", "w1,w2,w3", None, full=True, streams="200,20")
+    assert [[step.n for step in plan.steps(workload)] for workload in plan.workloads] == [[1], [200], [20]]
 
 
 def test_arm_and_instruments_have_cores_of_their_own() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TypeAlias
 
+import msgspec
 import trio
 from trio.testing import MockClock
 
@@ -69,7 +70,7 @@ class ScriptedProvider:
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         start = trio.current_time()
-        self.requests.append(request)
+        self.requests.append(msgspec.structs.replace(request, progress=None))
         self._saw("asked")
         try:
             for at, line in self.script:
@@ -116,7 +117,7 @@ class StepwiseProvider:
 
     async def stream(self, request: ModelRequest, emit: Emit) -> None:
         start = trio.current_time()
-        self.requests.append(request)
+        self.requests.append(msgspec.structs.replace(request, progress=None))
         self.asked_at.append(start)
         for at, line in self.scripts[min(len(self.asked_at), len(self.scripts)) - 1]:
             await trio.sleep_until(start + at)

@@ -24,7 +24,7 @@ def log_with(*contents: str) -> RunLog:
 
 
 def waiting_readers(log: RunLog) -> int:
-    return log._waiting.statistics().tasks_waiting
+    return len(log.waiting)
 
 
 def seqs(entries: list[LogEntry]) -> list[int]:

@@ -74,7 +74,7 @@ async def test_what_one_read_brought_is_taken_in_one_go_while_its_reader_waits(n
     say(log, END)
     await wait_all_tasks_blocked()
     assert reader.seen[3:] == [("read", [6])]
-    assert not log._takers
+    assert not log.waiting
 
 
 async def test_what_is_refused_is_read_once_with_all_that_follows(nursery: trio.Nursery) -> None:
@@ -156,7 +156,30 @@ async def test_a_reader_that_goes_is_offered_nothing_more(autojump_clock: MockCl
     say(log, delta("b"))
     assert reader.seen == [("read", [1]), ("taken", [2])]
     assert trio.current_time() == (0.5 if way == "cancelled" else 1.0)
-    assert not log._takers
+    assert not log.waiting
+
+
+async def test_a_reader_that_another_one_sends_away_is_offered_nothing_more(autojump_clock: MockClock) -> None:
+    log, other = started()
+    scope = trio.CancelScope()
+
+    def send_away(_: object, __: float) -> bool:
+        scope.cancel()
+        return True
+
+    async def read_until_sent_away() -> None:
+        with scope:
+            await other.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.read, 1, inf, send_away)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(read_until_sent_away)
+        await wait_all_tasks_blocked()
+        say(log, delta("a"))
+        assert len(log.waiting) == 1
+        nursery.cancel_scope.cancel()
+    assert other.seen == [("read", [1])]
 
 
 async def test_gathered_text_is_sealed_for_who_takes_it_and_waited_for_if_it_is_not_due(
@@ -168,9 +191,9 @@ async def test_gathered_text_is_sealed_for_who_takes_it_and_waited_for_if_it_is_
         nursery.start_soon(reader.run)
         await wait_all_tasks_blocked()
         for text in ("the first never waits", "abc", "d"):
-            emitter.hold()
+            emitter.log.hold()
             emitter.text(text, "step-1")
-            emitter.release(more_follows=False)
+            emitter.log.release(more_follows=False)
         assert reader.seen == [("read", [1]), ("taken", [2]), ("taken", [3])]
         await trio.sleep(3)
         assert reader.seen[3:] == [("read", [4])]

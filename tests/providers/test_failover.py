@@ -290,6 +290,68 @@ async def test_the_runs_shorter_first_token_deadline_rules_each_attempt(autojump
     assert (primary.cancelled, fallback.cancelled) == ([4.0], [8.0])
 
 
+async def test_a_retry_has_its_whole_time_though_the_first_attempt_was_under_the_runs_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    vendor = Vendor("p", [[3.0, *fails("upstream.server")], answers(first=3.5)])
+    outcome = await ask(chain(vendor), Deadlines(first_token=4))
+    assert (outcome.text, vendor.calls, outcome.first_token_at) == (FULL_TEXT, [0.0, 4.0], 7.5)
+
+
+async def test_a_retry_misses_a_deadline_of_its_own(autojump_clock: MockClock) -> None:
+    vendor = Vendor("p", [[3.0, *fails("upstream.server")], [100.0]])
+    outcome = await ask(chain(vendor), Deadlines(first_token=4))
+    assert (outcome.code, outcome.times[-1], vendor.cancelled) == ("timeout.first_token", 8.0, [8.0])
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "code", "asked"),
+    [
+        (Deadlines(first_token=4), "timeout.first_token", 2),
+        (Deadlines(total=4), "timeout.total", 3),
+    ],
+    ids=["first token", "total"],
+)
+async def test_a_lone_links_missed_deadline_is_its_failure_and_the_runs_end_is_not(
+    deadlines: Deadlines, code: str, asked: int, autojump_clock: MockClock
+) -> None:
+    vendor = Vendor("p", [[100.0]])
+    provider = chain(vendor, policy=FailoverPolicy(breaker=BreakerLimits(failures=2)))
+    for _ in range(2):
+        assert (await ask(provider, deadlines)).code == code
+    await ask(provider, deadlines)
+    assert len(vendor.calls) == asked
+
+
+class Scopes:
+    """Counts the cancel scopes around a provider, as far as their deadlines can be seen from inside."""
+
+    name = "scopes"
+
+    def __init__(self) -> None:
+        self.deadlines: list[float] = []
+
+    async def stream(self, request: ModelRequest, emit: Emit) -> None:
+        self.deadlines.append(trio.current_effective_deadline())
+        emit([RequestSentPiece()])
+        self.deadlines.append(trio.current_effective_deadline())
+        emit([TextPiece("hi")])
+        self.deadlines.append(trio.current_effective_deadline())
+        emit(END)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("links", [1, 2])
+async def test_the_deadlines_are_the_same_whoever_keeps_them(links: int, autojump_clock: MockClock) -> None:
+    inner = Scopes()
+    outcome = await ask(
+        FailoverProvider([Link(provider=inner, model="m")] * links), Deadlines(connect=1, first_token=2, idle=3)
+    )
+    assert (outcome.text, inner.deadlines) == ("hi", [1.0, 2.0, 3.0])
+
+
 async def test_the_total_deadline_bounds_the_whole_chain(autojump_clock: MockClock) -> None:
     primary, fallback = Vendor("p", [[100.0]]), Vendor("f", [[100.0]])
     outcome = await ask(chain(primary, fallback, first_token=10), Deadlines(total=13))

@@ -86,6 +86,27 @@ async def test_a_burst_of_tls_records_is_one_read(certificate: Certificate, auto
         assert await hop.client.receive_some(65_536) == b"abc"
 
 
+async def test_no_read_of_tls_is_in_vain(
+    certificate: Certificate, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tls_in_memory(certificate) as hop:
+        await hop.server.send_all(b"a")
+        assert await hop.client.receive_some() == b"a"  # after the handshake there may be anything
+        reads = 0
+        read = ssl.SSLObject.read
+
+        def counted(tls: ssl.SSLObject, length: int) -> bytes:
+            nonlocal reads
+            reads += 1
+            return read(tls, length)
+
+        monkeypatch.setattr(ssl.SSLObject, "read", counted)
+        for record in (b"b", b"c"):
+            await hop.server.send_all(record)
+            assert await hop.client.receive_some() == record
+    assert reads == 2
+
+
 async def test_tls_carries_a_large_request(certificate: Certificate, autojump_clock: MockClock) -> None:
     async with tls_in_memory(certificate) as hop:
         await hop.client.send_all(b"x" * 100_000)

@@ -22,7 +22,7 @@ def pair() -> Iterator[tuple[TcpStream, socket.socket]]:
         far, _ = listener.accept()
     with near, far:
         near.setblocking(False)
-        yield TcpStream(trio.SocketStream(trio.socket.from_stdlib_socket(near))), far
+        yield TcpStream(near), far
 
 
 Pair = tuple[TcpStream, socket.socket]
@@ -124,6 +124,34 @@ async def test_sending_to_a_peer_that_is_gone_is_a_broken_stream(pair: Pair) -> 
     far.close()
     with pytest.raises(trio.BrokenResourceError):
         await stream.send_all(b"abc")
+
+
+async def test_closing_ends_a_send_that_waits(pair: Pair) -> None:
+    stream, _ = pair
+    async with trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(bytes(10_000_000))
+
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.wait_send_all_might_not_block()
+
+
+async def test_it_takes_over_what_trio_has_connected() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        opened = await trio.open_tcp_stream(*listener.getsockname())
+        stream, (far, _) = TcpStream.of(opened), listener.accept()
+        with far:
+            assert opened.socket.fileno() == -1
+            await stream.send_all(b"abc")
+            assert far.recv(10) == b"abc"
+            await stream.aclose()
+            await stream.aclose()
+            assert far.recv(10) == b""
 
 
 async def test_sending_on_what_was_closed_here_says_so(pair: Pair) -> None:

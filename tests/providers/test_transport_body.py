@@ -245,8 +245,17 @@ async def test_a_reset_is_translated_and_keeps_its_cause(
         return stream
 
     transport = TrioTransport(connect)
+
+    async def ask() -> None:
+        response = await transport.handle_async_request(httpx.Request("GET", URL))
+        try:
+            await receive_all(response)
+        finally:
+            assert stream.closed
+            await response.aclose()
+
     with pytest.raises(error, match="reset") as failure:
-        await receive_all(await transport.handle_async_request(httpx.Request("GET", URL)))
+        await ask()
     assert isinstance(failure.value.__cause__, trio.BrokenResourceError)
     assert (stream.closed, transport.open_connections) == (True, 0)
 

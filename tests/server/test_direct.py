@@ -73,7 +73,7 @@ def test_these_are_plain(request_data: bytes) -> None:
 def test_headers_are_read_as_they_mean(autojump_clock: MockClock) -> None:
     asked = plain_request(request_bytes("POST", CHAT_PATH, BODY, ["X-API-Key:  \t a key \t ", "Accept:"]))
     assert asked is not None
-    assert asked.headers["x-api-key"] == "a key"
+    assert asked.headers.get("x-api-key") == "a key"
     assert asked.headers.getlist("ACCEPT") == [""]
 
 

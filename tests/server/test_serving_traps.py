@@ -27,7 +27,7 @@ from server.app import API, Services, create_app
 from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
 from server.serving import ServingLimits, serve
-from server.sse import EventStreamBody, stream_response
+from server.sse import EventStreamBody, reading, stream_response
 from server.testing.memory_network import MemoryConnection
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
 from tests.harness.world import LUMOS, World, open_world
@@ -576,6 +576,7 @@ async def test_h7_half_a_close_counts_as_a_disconnect(autojump_clock: MockClock)
         await trio.sleep(4.5)
         await client.stream.send_eof()  # type: ignore[attr-defined]
         received = await client.read_to_end()
+        await trio.testing.wait_all_tasks_blocked()
         assert provider.seen[-1] == (4.5, "cancelled")
         assert trio.current_time() == 4.5
         assert not received.endswith(LAST_CHUNK), "a cut is not a clean end"
@@ -734,14 +735,15 @@ async def test_q2_a_provider_that_fails_while_it_is_cancelled_is_heard_of(autoju
         assert world.supervisor.active_runs == 0
 
 
+@pytest.mark.parametrize("plain", [True, False])
 async def test_q2_a_body_that_fails_while_its_client_leaves_is_logged(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    plain: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(EventStreamBody, "__aexit__", crash)
+    monkeypatch.setattr(reading if plain else EventStreamBody, "__exit__" if plain else "__aexit__", crash)
     async with open_world() as world:
         world.add_agent(provider=ScriptedProvider(*words(10)))
         async with raw_client(world) as client:
-            await client.stream.send_all(chat_request())
+            await client.stream.send_all(chat_request() if plain else chat_request().replace(b"/stream", b"/stream?"))
             await trio.sleep(2.5)
         await trio.sleep(1)
         assert "ZeroDivisionError: a bug" in caplog.text

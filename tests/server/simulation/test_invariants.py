@@ -302,7 +302,10 @@ def test_who_reads_slowly_or_when_the_world_is_hit_may_be_cut_off() -> None:
     seen.responses[0].ending = "broken"
     slow = Plan(seed=0, clients=(ClientPlan(read_pause=9.0),))
     hit = Plan(seed=0, events=(EventPlan(at=1.0, act="shared_away"),))
-    assert check(slow, seen) == check(hit, seen) == []
+    narrow = Plan(seed=0, latency=0.5, clients=(ClientPlan(window=500),))  # 500 bytes a second
+    assert check(slow, seen) == check(hit, seen) == check(narrow, seen) == []
+    wide = Plan(seed=0, latency=0.5, clients=(ClientPlan(window=4096),))
+    assert len(check(wide, seen)) == 1
 
 
 BATCH_ID = "B" * 22

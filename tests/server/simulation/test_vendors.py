@@ -267,6 +267,21 @@ async def test_the_last_answer_is_that_of_all_further_requests(autojump_clock: M
     assert scene.calls[0].answered_at is not None
 
 
+async def test_an_answer_is_over_before_what_nobody_asked_for_comes_behind_it(autojump_clock: MockClock) -> None:
+    """Bytes behind a whole answer, in writes of their own, are no part of the call: seed 85500."""
+    reply = ReplyPlan(characters=8, first_after=2.0, seconds=5.0, splits=146)
+    async with trio.open_nursery() as nursery:
+        scene = await ask("gemini", nursery, AnswerPlan(reply=reply, fault="more_after_end"))
+        await scene.pieces()
+        came_whole_at = trio.current_time()
+        await trio.sleep(1.0)
+        (call,) = scene.calls
+        assert call.answered_at is not None
+        assert call.answered_at <= came_whole_at
+        assert call.closed_at == call.answered_at
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_caller_that_leaves_is_noticed_at_once(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         scene = await ask("openai", nursery, AnswerPlan(reply=ReplyPlan(first_after=60.0)))
