@@ -1,4 +1,5 @@
-"""Schema version 4: eight pages less for each start to write, and a row for each batch of what came last of all runs.
+"""Schema version 4: a start writes six pages less, twelve less before its model is asked; and what came last of all
+runs has a row for each batch.
 
 What the user said becomes a memory when the run ends, unless the run is ``unremembered``. An index that only ended runs
 are asked by has only those; that a run has one message of the user's is what the key of ``runs`` sees to, as both are
