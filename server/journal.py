@@ -151,10 +151,10 @@ class Journal:
             parts: Sequence[Part] = ()
             try:
                 while waiting:
-                    followed = [copied for copied in waiting if copied.run.id in self._followed]
-                    parts, waiting = cut_parts(followed, trio.current_time())
-                    await self._write_parts(parts)
-                    parts = ()
+                    now = trio.current_time()
+                    parts, waiting = cut_parts(waiting, now)
+                    await self._write_parts(parts, now)
+                    parts, waiting = (), [copied for copied in waiting if copied.run.id in self._followed]
             except StoreUnavailableError as error:
                 self._note_failing(str(error))
                 return False
@@ -181,27 +181,26 @@ class Journal:
             self._dirty[copied.run.id] = copied
             self._something.set()
 
-    async def _write_parts(self, parts: Sequence[Part]) -> None:
+    async def _write_parts(self, parts: Sequence[Part], now: float) -> None:
         try:
-            await self._write(parts)
+            await self._write(parts, now)
         except StoreUnavailableError:
             raise
         except Exception:
             _logger.exception("journal.crashed", runs=len(parts))
-            await self._write_singly(parts)
+            await self._write_singly(parts, now)
 
-    async def _write(self, parts: Sequence[Part]) -> None:
+    async def _write(self, parts: Sequence[Part], now: float) -> None:
         if not parts:
             return
         if not all(part.settles for part in parts):
             self._last_row += 1
         first = self._first_needed(parts)
-        batch = Batch(parts, self._writer, self._last_row, first if first > self._first_row else None)
+        batch = Batch(parts, now, self._writer, self._last_row, first if first > self._first_row else None)
         await self._database.write(store_batch, batch, time_text(self._wall_clock()))
         self._first_row = first
-        settle_at = trio.current_time() + RECENT_SECONDS
         for part in parts:
-            self._note_stored(part, batch.number, settle_at)
+            self._note_stored(part, batch)
 
     def _first_needed(self, parts: Sequence[Part]) -> int:
         """The first row of ``recent_events`` that is to be there once these parts are stored.
@@ -214,11 +213,11 @@ class Journal:
                 return min(copied.first_row, self._first_row + DROPPED_ROWS)
         return self._last_row if len(settled) < len(parts) else self._last_row + 1
 
-    async def _write_singly(self, parts: Sequence[Part]) -> None:
+    async def _write_singly(self, parts: Sequence[Part], now: float) -> None:
         """One that the store refuses for its own sake must not keep the others from being stored."""
         for part in parts:
             try:
-                await self._write([part])
+                await self._write([part], now)
             except StoreUnavailableError:
                 self._mark(part.copied)
             except Exception:
@@ -226,7 +225,7 @@ class Journal:
                 self._lose(part.copied.run.id, "the store refused its events")
                 self._let_go(part.copied.run.id)
 
-    def _note_stored(self, part: Part, row: int, settle_at: float) -> None:
+    def _note_stored(self, part: Part, batch: Batch) -> None:
         copied, run_id = part.copied, part.copied.run.id
         copied.stored, copied.stored_bytes, copied.input_tokens = part.last_seq, part.bytes, part.input_tokens
         if part.is_last or run_id not in self._followed:
@@ -235,7 +234,7 @@ class Journal:
             copied.settled, copied.settled_bytes, copied.settle_at = part.last_seq, part.bytes, inf
             self._unsettled.pop(run_id, None)
         elif copied.settle_at == inf:
-            copied.first_row, copied.settle_at = row, settle_at
+            copied.first_row, copied.settle_at = batch.number, batch.cut_at + RECENT_SECONDS
             self._unsettled[run_id] = copied
 
     def _note_ended(self, run_id: str) -> None:
