@@ -193,7 +193,7 @@ class Journal:
     async def _write(self, parts: Sequence[Part], now: float) -> None:
         if not parts:
             return
-        if not all(part.settles for part in parts):
+        if any(part.recent is not None for part in parts):
             self._last_row += 1
         first = self._first_needed(parts)
         batch = Batch(parts, now, self._writer, self._last_row, first if first > self._first_row else None)
@@ -207,7 +207,7 @@ class Journal:
 
         Those before it hold nothing but what is settled. While others are needed, only some are dropped at a time.
         """
-        settled = {part.copied for part in parts if part.settles}
+        settled = {part.copied for part in parts if part.recent is None}
         for copied in self._unsettled.values():
             if copied not in settled:
                 return min(copied.first_row, self._first_row + DROPPED_ROWS)
@@ -230,7 +230,7 @@ class Journal:
         copied.stored, copied.stored_bytes, copied.input_tokens = part.last_seq, part.bytes, part.input_tokens
         if part.is_last or run_id not in self._followed:
             self._let_go(run_id)
-        elif part.settles:
+        elif part.recent is None:
             copied.settled, copied.settled_bytes, copied.settle_at = part.last_seq, part.bytes, inf
             self._unsettled.pop(run_id, None)
         elif copied.settle_at == inf:

@@ -68,36 +68,38 @@ class Copied:
 
 
 class Part:
-    """What one write takes of one run; the terminal event is in it if ``is_last``."""
+    """What one write takes of one run: ``recent``, or, if that is None, all of ``entries``, which are to be settled.
 
-    __slots__ = ("bytes", "copied", "entries", "input_tokens", "is_cut", "is_last", "last_seq", "settles", "turn")
+    The terminal event is in it if ``is_last``.
+    """
+
+    __slots__ = ("bytes", "copied", "entries", "input_tokens", "is_cut", "is_last", "last_seq", "recent", "turn")
 
     def __init__(self, copied: Copied, now: float, most_bytes: int, *, may_settle: bool) -> None:
         run, log = copied.run, copied.run.log
         ended = log.terminal is not None
         size = log.size_bytes
         unsettled = size - copied.settled_bytes
-        self.copied = copied
-        self.input_tokens = run.input_tokens
-        self.settles = settles = (
+        settles = (
             ended
             or unsettled >= 2 * SETTLED_BYTES
             or (may_settle and (unsettled >= SETTLED_BYTES or now >= copied.settle_at))
         )
-        self.entries = log.entries(copied.settled if settles else copied.stored)
+        self.copied = copied
+        self.input_tokens = run.input_tokens
+        self.entries = entries = log.entries(copied.settled if settles else copied.stored)
         self.bytes = size
         self.is_cut = settles and unsettled > most_bytes and self._cut(most_bytes)
-        self.last_seq = self.entries[-1].seq if self.entries else copied.stored
+        self.last_seq = entries[-1].seq if entries else copied.stored
         self.is_last = ended and not self.is_cut
         self.turn = copied.ended() if self.is_last and copied.ended is not None else None
+        self.recent = None
+        if not settles:  # made here, not in the worker thread, where the run would be cold again
+            frames = [entry.frame for entry in entries]
+            elapsed = _elapsed(run, now)
+            self.recent = RecentEvents(run.id, copied.stored + 1, frames, elapsed, run.ttfb, self.input_tokens)
 
-    def recent(self, now: float) -> RecentEvents:
-        """As ``recent_events`` has it. In the worker thread."""
-        copied, run = self.copied, self.copied.run
-        frames = [entry.frame for entry in self.entries]
-        return RecentEvents(run.id, copied.stored + 1, frames, _elapsed(run, now), run.ttfb, self.input_tokens)
-
-    def news(self, now: float) -> NewEvents:
+    def settled(self, now: float) -> NewEvents:
         """As ``run_events`` has it. In the worker thread."""
         run, entries = self.copied.run, self.entries
         events = list(rows_of(entries[0].seq, [data_of(entry.frame) for entry in entries])) if entries else []
@@ -148,7 +150,7 @@ def cut_parts(waiting: Sequence[Copied], now: float) -> tuple[list[Part], Sequen
         if room <= 0:
             return parts, waiting[at:]
         part = Part(copied, now, room, may_settle=settling > 0)
-        if part.settles:
+        if part.recent is None:
             size = part.bytes - copied.settled_bytes
             settling -= size
         else:
@@ -165,9 +167,9 @@ def store_batch(c: Connection, batch: Batch, now: str) -> None:
     """In the worker thread."""
     if batch.needed is not None:
         drop_recent(c, batch.writer, batch.needed)  # before runs are locked: who takes rows over does it in this order
-    if recent := [part.recent(batch.cut_at) for part in batch.parts if not part.settles]:
+    if recent := [part.recent for part in batch.parts if part.recent is not None]:
         add_recent(c, batch.writer, batch.number, recent)
-    add_events(c, [part.news(batch.cut_at) for part in batch.parts if part.settles])
+    add_events(c, [part.settled(batch.cut_at) for part in batch.parts if part.recent is None])
     for part in batch.parts:
         if part.turn is not None:
             save_turn(c, part.turn, now)
