@@ -101,12 +101,18 @@ class Journal:
         """Write for as long as it is not cancelled; no timer while there is nothing to write and all is settled."""
         pause = BATCH_SECONDS
         while True:
-            first = next(iter(self._unsettled.values()), None)
-            with trio.move_on_at(inf if first is None else first.settle_at):
-                await self._something.wait()
+            await self._wait_for_something()
             await trio.sleep(pause)
             written = await self._write_all()
             pause = BATCH_SECONDS if written else min(2 * pause, LAST_RETRY_SECONDS)
+
+    async def _wait_for_something(self) -> None:
+        first = next(iter(self._unsettled.values()), None)
+        if first is None:
+            await self._something.wait()
+        else:
+            with trio.move_on_at(first.settle_at):
+                await self._something.wait()
 
     async def flush(self, seconds: float) -> bool:
         """Write what is left now, for so long at most; whether all is written. Once the runs have ended."""
