@@ -101,12 +101,18 @@ class Journal:
         """Write for as long as it is not cancelled; no timer while there is nothing to write and all is settled."""
         pause = BATCH_SECONDS
         while True:
-            first = next(iter(self._unsettled.values()), None)
-            with trio.move_on_at(inf if first is None else first.settle_at):
-                await self._something.wait()
+            await self._wait_for_something()
             await trio.sleep(pause)
             written = await self._write_all()
             pause = BATCH_SECONDS if written else min(2 * pause, LAST_RETRY_SECONDS)
+
+    async def _wait_for_something(self) -> None:
+        first = next(iter(self._unsettled.values()), None)
+        if first is None:
+            await self._something.wait()
+        else:
+            with trio.move_on_at(first.settle_at):
+                await self._something.wait()
 
     async def flush(self, seconds: float) -> bool:
         """Write what is left now, for so long at most; whether all is written. Once the runs have ended."""
@@ -151,10 +157,10 @@ class Journal:
             parts: Sequence[Part] = ()
             try:
                 while waiting:
-                    followed = [copied for copied in waiting if copied.run.id in self._followed]
-                    parts, waiting = cut_parts(followed, trio.current_time())
-                    await self._write_parts(parts)
-                    parts = ()
+                    now = trio.current_time()
+                    parts, waiting = cut_parts(waiting, now)
+                    await self._write_parts(parts, now)
+                    parts, waiting = (), [copied for copied in waiting if copied.run.id in self._followed]
             except StoreUnavailableError as error:
                 self._note_failing(str(error))
                 return False
@@ -181,44 +187,43 @@ class Journal:
             self._dirty[copied.run.id] = copied
             self._something.set()
 
-    async def _write_parts(self, parts: Sequence[Part]) -> None:
+    async def _write_parts(self, parts: Sequence[Part], now: float) -> None:
         try:
-            await self._write(parts)
+            await self._write(parts, now)
         except StoreUnavailableError:
             raise
         except Exception:
             _logger.exception("journal.crashed", runs=len(parts))
-            await self._write_singly(parts)
+            await self._write_singly(parts, now)
 
-    async def _write(self, parts: Sequence[Part]) -> None:
+    async def _write(self, parts: Sequence[Part], now: float) -> None:
         if not parts:
             return
-        if not all(part.settles for part in parts):
+        if any(part.recent is not None for part in parts):
             self._last_row += 1
         first = self._first_needed(parts)
-        batch = Batch(parts, self._writer, self._last_row, first if first > self._first_row else None)
+        batch = Batch(parts, now, self._writer, self._last_row, first if first > self._first_row else None)
         await self._database.write(store_batch, batch, time_text(self._wall_clock()))
         self._first_row = first
-        settle_at = trio.current_time() + RECENT_SECONDS
         for part in parts:
-            self._note_stored(part, batch.number, settle_at)
+            self._note_stored(part, batch)
 
     def _first_needed(self, parts: Sequence[Part]) -> int:
         """The first row of ``recent_events`` that is to be there once these parts are stored.
 
         Those before it hold nothing but what is settled. While others are needed, only some are dropped at a time.
         """
-        settled = {part.copied for part in parts if part.settles}
+        settled = {part.copied for part in parts if part.recent is None}
         for copied in self._unsettled.values():
             if copied not in settled:
                 return min(copied.first_row, self._first_row + DROPPED_ROWS)
         return self._last_row if len(settled) < len(parts) else self._last_row + 1
 
-    async def _write_singly(self, parts: Sequence[Part]) -> None:
+    async def _write_singly(self, parts: Sequence[Part], now: float) -> None:
         """One that the store refuses for its own sake must not keep the others from being stored."""
         for part in parts:
             try:
-                await self._write([part])
+                await self._write([part], now)
             except StoreUnavailableError:
                 self._mark(part.copied)
             except Exception:
@@ -226,16 +231,16 @@ class Journal:
                 self._lose(part.copied.run.id, "the store refused its events")
                 self._let_go(part.copied.run.id)
 
-    def _note_stored(self, part: Part, row: int, settle_at: float) -> None:
+    def _note_stored(self, part: Part, batch: Batch) -> None:
         copied, run_id = part.copied, part.copied.run.id
         copied.stored, copied.stored_bytes, copied.input_tokens = part.last_seq, part.bytes, part.input_tokens
         if part.is_last or run_id not in self._followed:
             self._let_go(run_id)
-        elif part.settles:
+        elif part.recent is None:
             copied.settled, copied.settled_bytes, copied.settle_at = part.last_seq, part.bytes, inf
             self._unsettled.pop(run_id, None)
         elif copied.settle_at == inf:
-            copied.first_row, copied.settle_at = row, settle_at
+            copied.first_row, copied.settle_at = batch.number, batch.cut_at + RECENT_SECONDS
             self._unsettled[run_id] = copied
 
     def _note_ended(self, run_id: str) -> None:

@@ -68,68 +68,49 @@ class Copied:
 
 
 class Part:
-    """What one write takes of one run; the terminal event is in it if ``is_last``."""
+    """What one write takes of one run: ``recent``, or, if that is None, all of ``entries``, which are to be settled.
 
-    __slots__ = (
-        "bytes",
-        "copied",
-        "entries",
-        "input_tokens",
-        "is_cut",
-        "is_last",
-        "last_seq",
-        "now",
-        "settles",
-        "turn",
-    )
+    The terminal event is in it if ``is_last``.
+    """
+
+    __slots__ = ("bytes", "copied", "entries", "input_tokens", "is_cut", "is_last", "last_seq", "recent", "turn")
 
     def __init__(self, copied: Copied, now: float, most_bytes: int, *, may_settle: bool) -> None:
         run, log = copied.run, copied.run.log
         ended = log.terminal is not None
-        unsettled = log.size_bytes - copied.settled_bytes
-        self.copied = copied
-        self.now = now
-        self.input_tokens = run.input_tokens
-        self.settles = (
+        size = log.size_bytes
+        unsettled = size - copied.settled_bytes
+        settles = (
             ended
             or unsettled >= 2 * SETTLED_BYTES
             or (may_settle and (unsettled >= SETTLED_BYTES or now >= copied.settle_at))
         )
-        self.entries = log.entries(copied.settled if self.settles else copied.stored)
-        self.bytes = log.size_bytes
-        self.is_cut = self.settles and unsettled > most_bytes and self._cut(most_bytes)
-        self.last_seq = self.entries[-1].seq if self.entries else copied.stored
+        self.copied = copied
+        self.input_tokens = run.input_tokens
+        self.entries = entries = log.entries(copied.settled if settles else copied.stored)
+        self.bytes = size
+        self.is_cut = settles and unsettled > most_bytes and self._cut(most_bytes)
+        self.last_seq = entries[-1].seq if entries else copied.stored
         self.is_last = ended and not self.is_cut
         self.turn = copied.ended() if self.is_last and copied.ended is not None else None
+        self.recent = None
+        if not settles:  # made here, not in the worker thread, where the run would be cold again
+            frames = [entry.frame for entry in entries]
+            elapsed = _elapsed(run, now)
+            self.recent = RecentEvents(run.id, copied.stored + 1, frames, elapsed, run.ttfb, self.input_tokens)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the store has all that is in it."""
-        return not self.entries and self.copied.input_tokens == self.input_tokens
-
-    def recent(self) -> RecentEvents:
-        """As ``recent_events`` has it. In the worker thread."""
-        run = self.copied.run
-        frames = [entry.frame for entry in self.entries]
-        return RecentEvents(run.id, self.copied.stored + 1, frames, self._elapsed, run.ttfb, self.input_tokens)
-
-    def news(self) -> NewEvents:
+    def settled(self, now: float) -> NewEvents:
         """As ``run_events`` has it. In the worker thread."""
         run, entries = self.copied.run, self.entries
         events = list(rows_of(entries[0].seq, [data_of(entry.frame) for entry in entries])) if entries else []
         if self.is_last:
             return NewEvents(run.id, events, self.last_seq, run.memory_updates)
-        return NewEvents(run.id, events, progress=Progress(milliseconds(self._elapsed), run.ttfb_ms, self.input_tokens))
-
-    @property
-    def _elapsed(self) -> float:
-        run = self.copied.run
-        return (self.now if run.ended_at is None else run.ended_at) - run.started_at
+        progress = Progress(milliseconds(_elapsed(run, now)), run.ttfb_ms, self.input_tokens)
+        return NewEvents(run.id, events, progress=progress)
 
     def _cut(self, most_bytes: int) -> bool:
         """Take no more than that, but one event at least that is not stored; whether something is left."""
-        size = 0
-        taken = 0
+        size = taken = 0
         for entry in self.entries:
             if size >= most_bytes and entry.seq > self.copied.stored + 1:
                 break
@@ -141,15 +122,21 @@ class Part:
         return left
 
 
+def _elapsed(run: Run, now: float) -> float:
+    return (now if run.ended_at is None else run.ended_at) - run.started_at
+
+
 class Batch(NamedTuple):
     """What one transaction keeps.
 
     Attributes:
+        cut_at: when it was put together, on trio's clock.
         number: of the row of ``recent_events``, if there is anything for it.
         needed: the first of its rows that is needed from then on; None if no other can be dropped.
     """
 
     parts: Sequence[Part]
+    cut_at: float
     writer: str
     number: int
     needed: int | None
@@ -163,11 +150,14 @@ def cut_parts(waiting: Sequence[Copied], now: float) -> tuple[list[Part], Sequen
         if room <= 0:
             return parts, waiting[at:]
         part = Part(copied, now, room, may_settle=settling > 0)
-        if part.settles:
-            settling -= part.bytes - copied.settled_bytes
-        if not part.is_empty:
+        if part.recent is None:
+            size = part.bytes - copied.settled_bytes
+            settling -= size
+        else:
+            size = part.bytes - copied.stored_bytes
+        room -= size
+        if part.entries or part.input_tokens != copied.input_tokens:
             parts.append(part)
-            room -= part.bytes - (copied.settled_bytes if part.settles else copied.stored_bytes)
         if part.is_cut:
             return parts, waiting[at:]
     return parts, ()
@@ -177,9 +167,9 @@ def store_batch(c: Connection, batch: Batch, now: str) -> None:
     """In the worker thread."""
     if batch.needed is not None:
         drop_recent(c, batch.writer, batch.needed)  # before runs are locked: who takes rows over does it in this order
-    if recent := [part.recent() for part in batch.parts if not part.settles]:
+    if recent := [part.recent for part in batch.parts if part.recent is not None]:
         add_recent(c, batch.writer, batch.number, recent)
-    add_events(c, [part.news() for part in batch.parts if part.settles])
+    add_events(c, [part.settled(batch.cut_at) for part in batch.parts if part.recent is None])
     for part in batch.parts:
         if part.turn is not None:
             save_turn(c, part.turn, now)

@@ -30,7 +30,7 @@ _DROP_ROWS = Prepared(
 )
 
 
-class RecentEvents(msgspec.Struct, frozen=True, array_like=True):
+class RecentEvents(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a batch brings of one run.
 
     Attributes:

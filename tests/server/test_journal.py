@@ -48,12 +48,14 @@ class TroubledDatabase(Database):
         trouble: raised by each write while it is set.
         seconds: what a write takes.
         refused: runs whose events are refused for their own sake.
+        loses_answers: whether a write is kept and fails nevertheless, as when the connection is lost.
     """
 
     writes: list[tuple[str, float]]
     trouble: Exception | None = None
     seconds = 0.0
     refused: frozenset[str] = frozenset()
+    loses_answers = False
 
     async def write(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         if change.__name__ == "store_batch":
@@ -64,6 +66,9 @@ class TroubledDatabase(Database):
             batch: Any = next(iter(args))
             if any(part.copied.run.id in self.refused for part in batch.parts):
                 raise ValueError("these events are refused")
+            if self.loses_answers:
+                await super().write(change, *args)
+                raise StoreUnavailableError("the connection was lost")
         return await super().write(change, *args)
 
 
@@ -353,6 +358,22 @@ async def test_a_store_that_is_away_for_a_while_loses_nothing_and_holds_nobody(
         assert [line["event"] for line in logged if line["log_level"] == "warning"] == ["journal.behind"]
         assert "journal.caught_up" in [line["event"] for line in logged]
         assert len(database.writes) < 20, "it asks less and less often"
+
+
+async def test_a_batch_that_was_kept_and_counts_as_failed_is_there_once(autojump_clock: MockClock) -> None:
+    database = troubled()
+    async with open_keeping_world(database=database, retention=FORGET_AT_ONCE) as world:
+        run = await start(world)
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, run)
+            await trio.sleep(1.5)
+            database.loses_answers = True
+            await trio.sleep(1)
+            database.loses_answers = False
+        await trio.sleep(2)
+        assert await settled(database, run.id) == list(range(1, run.log.last_seq + 1))
+        assert await recent_rows(database) == []
+        assert await read_live(world, run) == frames(run)
 
 
 async def test_what_memory_cannot_hold_any_more_is_lost_and_logged(autojump_clock: MockClock) -> None:
