@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -48,11 +49,12 @@ async def connection(kind: str) -> AsyncIterator[tuple[Watched, trio.abc.HalfClo
 @asynccontextmanager
 async def departures() -> AsyncIterator[Departures]:
     """Departures at work."""
-    async with trio.open_nursery() as nursery:
-        watching = Departures(nursery)
-        nursery.start_soon(watching.run)
-        yield watching
-        nursery.cancel_scope.cancel()
+    with closing(select.epoll()) as epoll:
+        async with trio.open_nursery() as nursery:
+            watching = Departures(epoll, nursery)
+            nursery.start_soon(watching.run)
+            yield watching
+            nursery.cancel_scope.cancel()
 
 
 BOTH = pytest.mark.parametrize("kind", ["memory", "socket"])
