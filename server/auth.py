@@ -126,7 +126,7 @@ class Gatekeeper:
 
     async def _owner_of(self, presented: PresentedKey) -> Principal:
         """Whose key it is. The same comparison is made whether the key id is known or not."""
-        key = await self._find(presented.key_id)
+        key = self._known.get(presented.key_id) or await self._find(presented.key_id)
         opened = presented.opens(_NO_HASH if key is None else key.secret_hash)
         if key is None or not opened or key.revoked_at is not None:
             raise _unauthorized()

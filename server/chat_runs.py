@@ -37,7 +37,16 @@ async def run_of_key(call: Call[ChatRequest, None], place: Place | None, after: 
     Raises:
         ApiError: as ``run_of_chat``.
     """
+    if place is None:
+        check_nothing_read("run", after)
+        run = call.services.runs.local(await start_run(call, None))
+    else:
+        run = await _run_of_place(call, place, after, start_run)
+    await wait_known(call, run.run_id, run.log)
+    return run
 
+
+async def _run_of_place(call: Call[ChatRequest, None], place: Place, after: bool, start_run: StartRun) -> RunHandle:
     async def find(run_id: str) -> RunHandle | None:
         try:
             return await call.services.runs.find(run_id)
@@ -48,14 +57,8 @@ async def run_of_key(call: Call[ChatRequest, None], place: Place | None, after: 
         check_nothing_read("run", after)
         return call.services.runs.local(await start_run(call, run_id))
 
-    if place is None:
-        run = await start(None)
-    else:
-        new_run_id = call.services.supervisor.new_run_id()
-        keys = call.services.idempotency
-        run = await keys.join_or_start(place, fingerprint_of(call.body), new_run_id, find, start)
-    await wait_known(call, run.run_id, run.log)
-    return run
+    new_run_id = call.services.supervisor.new_run_id()
+    return await call.services.idempotency.join_or_start(place, fingerprint_of(call.body), new_run_id, find, start)
 
 
 async def _resumed(call: Call[ChatRequest, None], run_id: str) -> RunHandle:

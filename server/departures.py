@@ -27,10 +27,10 @@ class Departures:
     (in memory) is watched by a task.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
-        """``nursery`` is for those tasks; its owner ends them, and ``run``."""
+    def __init__(self, epoll: select.epoll, nursery: trio.Nursery) -> None:
+        """Both are the caller's: ``nursery`` is for those tasks, ``epoll`` is closed once nobody is watched."""
+        self._epoll = epoll
         self._nursery = nursery
-        self._epoll = select.epoll()
         self._sockets: dict[int, Client] = {}
         self._others: dict[Client, trio.CancelScope] = {}
 
@@ -55,13 +55,10 @@ class Departures:
 
     async def run(self) -> None:
         """Tell clients of theirs, until cancelled."""
-        try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll)
-                for descriptor, _ in self._epoll.poll(0):
-                    self._sockets[descriptor].stirred()
-        finally:
-            self._epoll.close()
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll)
+            for descriptor, _ in self._epoll.poll(0):
+                self._sockets[descriptor].stirred()
 
     async def _wait(self, client: Client, scope: trio.CancelScope) -> None:
         with scope:

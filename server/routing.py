@@ -216,10 +216,12 @@ async def _answer(route: Route, services: Services, asked: Asked, ids: Mapping[s
     query = None if route.raw_query else read_query(asked, route.query)
     body = None if route.body is None else await read_json(asked, route.body, route.body_media_types)
     answer = await route.handler(Call(services, caller, ids, body, query, asked))
-    body_sent = answer.response if isinstance(answer, Response) else answer
-    if isinstance(body_sent, WatchedBody) and services.gatekeeper and not route.open:
+    if not isinstance(answer, EventStreamBody | Response):
+        return _response(route, answer)
+    body_sent = answer if isinstance(answer, EventStreamBody) else answer.response
+    if services.gatekeeper and not route.open and isinstance(body_sent, WatchedBody):
         body_sent.watch = KeyWatch(services.gatekeeper, caller)
-    return answer if isinstance(answer, Response | EventStreamBody) else _response(route, answer)
+    return answer
 
 
 async def _admitted(route: Route, services: Services, asked: Asked) -> Principal:

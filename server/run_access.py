@@ -79,9 +79,14 @@ def events_response(call: Call[Any, Any], run: RunHandle) -> Response | EventStr
 
 
 async def wait_known(call: Call[Any, Any], run_id: str, log: EventLog | None) -> None:
-    """Before the id of a run, or a batch, is told. A client that goes meanwhile leaves as a reader of it would."""
+    """Before the id of a run, or a batch, is told: until any worker can be asked for it.
+
+    A client that goes meanwhile leaves as a reader of it would.
+    """
+    if call.services.shared_log is None:
+        return
     try:
-        await call.services.wait_known(run_id)
+        await call.services.shared_log.wait_known(run_id)
     except BaseException:
         with nullcontext() if log is None else log.attached():
             raise

@@ -108,11 +108,6 @@ class Services:
         """Which repeated requests stand for which runs."""
         return IdempotencyKeys(self.database, self.clock)
 
-    async def wait_known(self, run_id: str) -> None:
-        """Before the id of a run, or a batch, is told: until any worker can be asked for it."""
-        if self.shared_log is not None:
-            await self.shared_log.wait_known(run_id)
-
     def now(self) -> str:
         """The time as the store keeps it."""
         return time_text(self.clock())

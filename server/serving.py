@@ -8,8 +8,9 @@ live for ever (measured: traps H1, H2 and H3 in ``docs/decisions.md``, each with
 from __future__ import annotations
 
 import logging
+import select
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -307,28 +308,23 @@ async def serve(
 
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
-    async with trio.open_nursery() as watching:
-        site = _site(app, limits or ServingLimits(), Departures(watching))
-        watching.start_soon(site.departures.run)
-        watching.start_soon(site.idling.run)
-        await _serve_site(site, listeners, stopping, task_status)
-        watching.cancel_scope.cancel(reason="serving has ended")
-
-
-async def _serve_site(
-    site: Site, listeners: Sequence[trio.abc.Listener[Any]], stopping: trio.Event, task_status: trio.TaskStatus[None]
-) -> None:
-    async with trio.open_nursery() as connections:
-        take = partial(_take, site, connections, Doorkeeper())
-        async with trio.open_nursery() as accepting:
-            for listener in listeners:
-                accepting.start_soon(accept_all, listener, take)
-            task_status.started()
-            await stopping.wait()
-            accepting.cancel_scope.cancel(reason="serving has ended")
-        await site.context.terminated.set()
-        site.idling.end_all("serving has ended")
-        connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
+    with closing(select.epoll()) as epoll:
+        async with trio.open_nursery() as watching:
+            site = _site(app, limits or ServingLimits(), Departures(epoll, watching))
+            watching.start_soon(site.departures.run)
+            watching.start_soon(site.idling.run)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    take = partial(_take, site, connections, Doorkeeper())
+                    for listener in listeners:
+                        accepting.start_soon(accept_all, listener, take)
+                    task_status.started()
+                    await stopping.wait()
+                    accepting.cancel_scope.cancel(reason="serving has ended")
+                await site.context.terminated.set()
+                site.idling.end_all("serving has ended")
+                connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
+            watching.cancel_scope.cancel(reason="serving has ended")
 
 
 def _take(site: Site, nursery: trio.Nursery, doorkeeper: Doorkeeper, stream: Any) -> None:

@@ -72,17 +72,22 @@ class SocketStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As trio's, but waits before it reads: only a connection that was accepted just now may have its request."""
-        while True:
-            self._check_open()
-            if not self._came_just_now:
-                await trio.lowlevel.wait_readable(self.socket)
-            self._came_just_now = False
-            try:
-                return self.socket.recv(max_bytes or READ_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+        self._check_open()
+        data = self._read(max_bytes) if self._came_just_now else None
+        self._came_just_now = False
+        while data is None:
+            await trio.lowlevel.wait_readable(self.socket)
+            data = self._read(max_bytes)
+        return data  # noqa: ASYNC910 - once
+
+    def _read(self, max_bytes: int | None) -> bytes | None:
+        """What is there, b"" at the end; None if there is nothing, as after a wait, too (select(2) warns of it)."""
+        try:
+            return self.socket.recv(max_bytes or READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
 
     async def send_eof(self) -> None:
         """As trio's."""

@@ -170,10 +170,11 @@ async def test_what_a_server_that_ends_has_served_is_served_by_the_next_to_the_b
         async with lumos.client.stream("POST", url, json=BODY) as response:
             seen.run_id = response.headers["X-Run-Id"]
             with trio.fail_after(LONG):
+                while len(seen.seqs) <= 5:
+                    seen.feed(await response.extensions["body"].receive())
+                lumos.serve.process.terminate()
                 while received := await response.extensions["body"].receive():
                     seen.feed(received)
-                    if len(seen.seqs) > 5:
-                        lumos.serve.process.terminate()
         assert await lumos.serve.wait_exit() == 0
     assert isinstance(seen.events[-1], Error)
     assert seen.events[-1].code == "draining"

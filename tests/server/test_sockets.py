@@ -259,11 +259,12 @@ async def server(*said: str, limits: ServingLimits | None = None) -> AsyncIterat
         listeners = listen_tcp("127.0.0.1", 0)
         running = Server(listeners[0].address[1], supervisor)
 
-        async def serve_to_the_end(task_status: trio.TaskStatus[None]) -> None:
-            await serve(app, listeners, running.stopping, limits, task_status=task_status)
+        async def serve_to_the_end() -> None:
+            await serve(app, listeners, running.stopping, limits)
             running.stopped.set()
 
-        await nursery.start(serve_to_the_end)
+        nursery.start_soon(serve_to_the_end)
+        await trio.testing.wait_all_tasks_blocked()
         yield running
         nursery.cancel_scope.cancel()
 
