@@ -106,7 +106,9 @@ class AgentLoop:
         if request.tools and call.finish_reason != "content_filter" and not self._emitter.response.strip():
             self._fail_without_answer(call, ran_out=not may_call)
         elif not calls:
+            self._emitter.log.hold()
             self._emit(StepComplete("Final", call.step_id))
+            self._emitter.log.release(more_follows=self._run.ends_at_once)
         return None if self._emitter.ended else call
 
     def _fail_without_answer(self, call: ModelCall, *, ran_out: bool) -> None:
