@@ -99,11 +99,6 @@ class Emitter:
         """The answer's text so far, gathered text included."""
         return "".join(self._said)
 
-    @property
-    def ended(self) -> bool:
-        """Whether the log has its terminal event: what still comes is dropped."""
-        return self.log.terminal is not None
-
     def gap_before(self, content: str) -> str:
         """What keeps a new step's text apart from the answer so far; empty where space is there already."""
         if not self._said or self._said[-1][-1:].isspace() or content[:1].isspace():

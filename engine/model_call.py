@@ -260,7 +260,7 @@ class ModelCall:
             if texts:
                 progressed = self._take_texts(texts, progressed, now)
                 texts = []
-            if self._emitter.ended:  # the provider has not met its cancellation yet
+            if self._emitter.log.ended:  # the provider has not met its cancellation yet
                 return
             progressed = self._take_other(piece, progressed, now)
         if texts:
@@ -268,7 +268,7 @@ class ModelCall:
 
     def _take_texts(self, texts: list[str], progressed: bool, now: float) -> bool:
         """Whether there was progress now. Of too many, those are taken that the run has room for."""
-        if self._emitter.ended:
+        if self._emitter.log.ended:
             return progressed
         text = texts[0] if len(texts) == 1 else "".join(texts)
         progressed = progressed or self._progresses(text, now)

@@ -1,4 +1,4 @@
-"""One run: one nursery that owns the model's stream and the tool calls, under the scopes that can end it.
+"""One run: one task under the one scope that can end it; where it calls tools, one nursery that owns these too.
 
 Whatever ends a run - an answer, a failure, a deadline, a stop, a reader gone, a bug - appends exactly one terminal
 event to its log; the first to do so wins, and everything the run started is gone when ``execute`` returns.
