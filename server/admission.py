@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from math import ceil
-from typing import Any
 
 import msgspec
 import trio
@@ -35,13 +34,11 @@ class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Place:
     """The place of one run among those of the worker. Given back once, however often it is closed."""
 
+    __slots__ = ("_admission", "_open")
+
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._open = True
-
-    def run_ended(self, _run: Any) -> None:
-        """Give the place back; for ``RunSpec.on_ended``."""
-        self.close()
 
     def close(self) -> None:
         """Give the place back."""

@@ -33,7 +33,8 @@ async def find_listed(call: Call[Any, Any]) -> ListedAgent:
     directory = call.services.directory
     agent: ListedAgent | None = None
     if directory is not None:
-        agent = directory.operators_own(agent_id) or await or_unavailable(directory.find, call.caller, agent_id)
+        known = directory.find_operators(agent_id)
+        agent = known or await or_unavailable(directory.find, call.caller, agent_id)
     if agent is None:
         raise not_found("agent", agent_id)
     return agent

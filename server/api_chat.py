@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil
 from typing import Literal
 
@@ -15,11 +14,13 @@ from engine.events import Event
 from engine.memory import TurnRecord
 from engine.pieces import FinishReason
 
+from .admission import Place
 from .agent_access import find_chat_agent
 from .auth import resolve_user
 from .availability import or_unavailable, unless_unavailable
 from .chat_runs import run_of_chat
 from .errors import ApiError, draining
+from .limits import RunSlot
 from .repeats import ResumeQuery
 from .requests import ChatRequest
 from .routing import API, STREAM, Call, Reply, Route
@@ -89,39 +90,39 @@ async def start_run(call: Call[ChatRequest, None], run_id: str | None = None) ->
     user_id = resolve_user(caller, call.body.user_id)
     agent = await find_chat_agent(call, user_id)
     spec = call.body.run_spec(agent, services.resume_grace)
-    if services.gatekeeper is None:
-        return await _start_admitted(call, spec, run_id)
-    slot = await services.gatekeeper.open_run(caller)
+    taken = _Taken()
     try:
-        return await _start_admitted(call, spec, run_id, slot.run_ended)
+        if services.gatekeeper is not None:
+            taken.slot = await services.gatekeeper.open_run(caller)
+        _check_not_draining(services.supervisor)
+        if services.admission is not None:
+            taken.place = await services.admission.enter(caller.key_id)
+        return await _start(call, msgspec.structs.replace(spec, on_ended=taken.run_ended), run_id)
     except BaseException:
-        slot.close()
+        taken.close()
         raise
 
 
-async def _start_admitted(
-    call: Call[ChatRequest, None], spec: RunSpec, run_id: str | None, *on_ended: Callable[[Run], None]
-) -> Run:
-    """Start the run once this worker has a place for it; the run gives the place back at its end."""
-    _check_not_draining(call.services.supervisor)
-    if call.services.admission is None:
-        return await _start(call, _telling(spec, *on_ended), run_id)
-    place = await call.services.admission.enter(call.caller.key_id)
-    try:
-        return await _start(call, _telling(spec, place.run_ended, *on_ended), run_id)
-    except BaseException:
-        place.close()
-        raise
+class _Taken:
+    """What a run takes: its place with its key, and with this worker. Given back at its end, or if it cannot start."""
 
+    __slots__ = ("place", "slot")
 
-def _telling(spec: RunSpec, *listeners: Callable[[Run], None]) -> RunSpec:
-    """The spec of a run whose end all of these hear of."""
+    def __init__(self) -> None:
+        self.slot: RunSlot | None = None
+        self.place: Place | None = None
 
-    def tell(run: Run) -> None:
-        for listener in listeners:
-            listener(run)
+    def run_ended(self, run: Run) -> None:
+        """For ``RunSpec.on_ended``."""
+        if self.slot is not None:
+            self.slot.run_ended(run)
+        self.close()
 
-    return msgspec.structs.replace(spec, on_ended=tell) if listeners else spec
+    def close(self) -> None:
+        """Give it back."""
+        for held in (self.place, self.slot):
+            if held is not None:
+                held.close()
 
 
 async def _start(call: Call[ChatRequest, None], spec: RunSpec, run_id: str | None) -> Run:

@@ -173,12 +173,12 @@ class _Shelf(Generic[V]):
         self._values: dict[str, tuple[V, float]] = {}
 
     def __contains__(self, key_id: str) -> bool:
-        value = self._values.get(key_id)
-        return value is not None and trio.current_time() < value[1]
+        return trio.current_time() < self.good_until(key_id)
 
     def get(self, key_id: str) -> V | None:
         """The value, unless it is too old."""
-        return self._values[key_id][0] if key_id in self else None
+        value = self._values.get(key_id)
+        return value[0] if value is not None and trio.current_time() < value[1] else None
 
     def good_until(self, key_id: str) -> float:
         """When the value has to be asked for again, on trio's clock; at once if there is none."""
@@ -199,15 +199,19 @@ def presented_text(headers: Headers | PlainHeaders, *further: str) -> str | None
     Raises:
         ApiError: 400 for several that differ.
     """
-    texts = {text.strip() for text in (*headers.getlist("X-API-Key"), *further)}
-    for credentials in headers.getlist("Authorization"):
-        scheme, _, text = credentials.strip().partition(" ")
-        if scheme.lower() == "bearer":  # another scheme is a proxy's in front of us
-            texts.add(text.strip())
-    texts.discard("")
-    if len(texts) > 1:
-        raise ApiError(400, "AMBIGUOUS_KEY", "the request has several API keys, and they differ")
-    return texts.pop() if texts else None
+    found = None
+    for shown in (*headers.getlist("X-API-Key"), *map(_bearer, headers.getlist("Authorization")), *further):
+        text = shown.strip()
+        if text and found not in (None, text):
+            raise ApiError(400, "AMBIGUOUS_KEY", "the request has several API keys, and they differ")
+        found = text or found
+    return found
+
+
+def _bearer(credentials: str) -> str:
+    """The key in it; "" for another scheme: that is a proxy's in front of us."""
+    scheme, _, text = credentials.strip().partition(" ")
+    return text if scheme.lower() == "bearer" else ""
 
 
 def resolve_user(principal: Principal, wished: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -122,7 +121,7 @@ async def _start_one(call: Call[BatchRequest, None], index: int, deadline: float
         try:
             if index and services.gatekeeper is not None:
                 services.gatekeeper.limiter.count_request(caller)
-            if not re.fullmatch(PATH_IDS["agent_id"].pattern, request.agent_id, re.ASCII):
+            if not PATH_IDS["agent_id"].fits(request.agent_id):
                 raise not_found("agent", request.agent_id)
             return await start_run(one)
         except ApiError as refusal:

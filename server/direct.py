@@ -24,7 +24,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 from .asked import Asked, PlainHeaders
 from .errors import bare_answer
 from .requests import JSON_MEDIA_TYPE
-from .sse import DirectWriter, EventStreamBody, reading
+from .sse import STREAM_HEADERS, DirectWriter, EventStreamBody, reading
 
 DIRECT = "lumos.direct"
 """The key of an app's ``DirectRoutes`` among its extensions."""
@@ -38,7 +38,6 @@ _HOST = re.compile(r"[\w.-]+(:\d{1,5})?", re.ASCII)
 _LENGTH = re.compile(r"\d{1,6}", re.ASCII)
 _NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "content-encoding", "trailer", "te"})
 _NO_ARGS: ImmutableMultiDict[str, str] = ImmutableMultiDict()
-_IN_CHUNKS = b"transfer-encoding: chunked\r\n"
 _CUT_OFF = bare_answer("the server is shutting down")
 
 _logger = logging.getLogger("lumos.serving")
@@ -166,7 +165,7 @@ class DirectAnswer:
             if isinstance(answer, EventStreamBody):
                 with reading(answer):  # from before its head
                     self._head_sent = True
-                    await answer.send(connection, _head(HTTPStatus.OK, answer.take_headers(), _IN_CHUNKS))
+                    await answer.send(connection, _stream_head(answer.take_headers()))
                     self.is_whole = True
             else:
                 content = await answer.get_data(as_text=False)
@@ -181,13 +180,25 @@ class DirectAnswer:
                     await connection.write(_CUT_OFF)
 
 
-def _head(status: int, headers: Iterable[tuple[str, str]], line: bytes = b"") -> bytes:
-    """The head of an answer, with one more line; without what is not true of a 204 (RFC 9110, section 8.6)."""
+def _head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of an answer, without what is not true of a 204 (RFC 9110, section 8.6)."""
     untrue = ("content-length", "content-type") if status == HTTPStatus.NO_CONTENT else ()
-    own = "".join([f"{name}: {value}\r\n" for name, value in headers if name.lower() not in untrue])
-    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n%b\r\n" % (status, own.encode(), _date(int(time())), line)
+    own = [(name, value) for name, value in headers if name.lower() not in untrue]
+    return b"HTTP/1.1 %d \r\n%bdate: %b\r\n\r\n" % (status, _lines(own), _date(int(time())))
+
+
+def _stream_head(headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of a stream, which has these headers beside those of every stream."""
+    return b"%b%bdate: %b\r\n\r\n" % (_STREAM, _lines(headers), _date(int(time())))
+
+
+def _lines(headers: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name.lower()}: {value}\r\n" for name, value in headers]).encode()
 
 
 @lru_cache(maxsize=1)
 def _date(seconds: int) -> bytes:
     return format_date_time(seconds).encode()
+
+
+_STREAM = b"HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n" + _lines(STREAM_HEADERS.items())

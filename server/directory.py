@@ -33,13 +33,13 @@ class AgentDirectory:
         """Whether the id is that of an agent of the operator's, so that no tenant may take it."""
         return agent_id in self._operators
 
-    def operators_own(self, agent_id: str) -> AgentRecord | None:
-        """The operator's agent of that id: what ``find`` finds first, without waiting."""
-        return self._operators.get(agent_id)
-
     def operators(self) -> tuple[AgentRecord, ...]:
         """The operator's agents: those that are built in, then the file's."""
         return tuple(self._operators.values())
+
+    def find_operators(self, agent_id: str) -> AgentRecord | None:
+        """The operator's agent of that id: what ``find`` finds first, without waiting."""
+        return self._operators.get(agent_id)
 
     async def find(self, principal: Principal, agent_id: str) -> ListedAgent | None:
         """The agent of that id, if it is one that this principal may use: another user's or tenant's is not there.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Awaitable, Callable, Collection
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from quart import Request, Response, Websocket, request, websocket
@@ -66,6 +67,7 @@ def is_loopback_address(text: str) -> bool:
     return (mapped or address).is_loopback
 
 
+@lru_cache(maxsize=64)
 def is_loopback_host(host: str) -> bool:
     """Whether a ``Host`` header names this machine alone: localhost, a name under it, or a loopback address."""
     match = _HOST.fullmatch(host)
@@ -132,9 +134,9 @@ class RequestGuard:
         if asked.method in SAFE_METHODS and isinstance(asked, Request):  # what a page opens a socket to, it reads too
             return None
         origins = asked.headers.getlist("Origin")
-        host = asked.headers.get("Host", "").lower()
-        own = {f"http://{host}", f"https://{host}"}
         if origins:
+            host = asked.headers.get("Host", "").lower()
+            own = {f"http://{host}", f"https://{host}"}
             fine = all(origin in own or self.cors.allows(origin) for origin in origins)
         else:
             fine = asked.headers.get("Sec-Fetch-Site", "none") in {"none", "same-origin"}

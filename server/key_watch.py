@@ -28,6 +28,8 @@ class KeyWatch:
         due_at: when to ``check`` again before anything more is sent, on trio's clock.
     """
 
+    __slots__ = ("_caller", "_gatekeeper", "due_at")
+
     def __init__(self, gatekeeper: Gatekeeper, caller: Principal) -> None:
         self._gatekeeper = gatekeeper
         self._caller = caller

@@ -37,6 +37,8 @@ class RunSlot:
     It is the run's from ``RunSpec.on_ended=slot.run_ended`` on; if the run cannot be started after all, ``close`` it.
     """
 
+    __slots__ = ("_limiter", "_open", "key_id")
+
     def __init__(self, limiter: KeyLimiter, key_id: str | None) -> None:
         self.key_id = key_id
         self._limiter = limiter

@@ -58,7 +58,7 @@ class LogOutput:
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     def write(self, line: str) -> None:
-        """Take one line, or drop it."""
+        """Take one line with its end, or drop it."""
         with self._lock:
             if self._waiting_chars + len(line) > MAX_WAITING_CHARS:
                 self._dropped += 1
@@ -68,6 +68,9 @@ class LogOutput:
             if self._asleep:
                 self._asleep = False
                 self._changed.notify_all()
+
+    debug = info = warning = error = critical = exception = msg = write
+    """So that it is what structlog writes its lines to, whatever their level."""
 
     def flush(self) -> None:
         """The thread does."""
@@ -126,17 +129,16 @@ def configure_logging(level: str) -> None:
         colors = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         plain = structlog.dev.plain_traceback
         renderers: list[Any] = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
-        ours = [*shared, *renderers]
+        ours = [*shared, *renderers, _end_line]
     else:
         tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
         renderers = [tracebacks, structlog.processors.JSONRenderer(_to_json)]
         ours = [_JsonLine(tracebacks)]
     output = _open_output(ours)
-    sink = _Sink(output)
     structlog.configure(
         processors=ours,
         wrapper_class=_logger_class(threshold),
-        logger_factory=lambda *_: sink,
+        logger_factory=lambda *_: output,
         cache_logger_on_first_use=False,  # there are few lines, and who configures again is to be heard
     )
     handler = logging.StreamHandler(output)
@@ -164,6 +166,10 @@ def _info(bound: Any, event: str, **facts: Any) -> None:
     bound._logger.info(line)
 
 
+def _end_line(_logger: Any, _method: str, line: Any) -> str:
+    return f"{line}\n"
+
+
 class _JsonLine:
     """What the processors for libraries' lines do, in one step."""
 
@@ -176,20 +182,7 @@ class _JsonLine:
         line["timestamp"] = f"{datetime.now(UTC).isoformat()[: -len('+00:00')]}Z"
         if "exc_info" in line:
             line = self._tracebacks(logger, method, line)
-        return _to_json(line)
-
-
-class _Sink:
-    """Where structlog's lines go, whatever their level: an output needs no lock around it."""
-
-    def __init__(self, output: LogOutput) -> None:
-        self._output = output
-
-    def msg(self, line: str) -> None:
-        """Take one line."""
-        self._output.write(f"{line}\n")
-
-    debug = info = warning = error = critical = exception = msg
+        return f"{_to_json(line)}\n"
 
 
 def _to_json(line: Any, **_: Any) -> str:
@@ -211,7 +204,7 @@ def _open_output(processors: list[Any]) -> LogOutput:
     """The output to standard error, flushed at exit; its own line looks like the others and has no level to pass."""
     warnings = structlog.make_filtering_bound_logger(logging.WARNING)
     renderer = structlog.wrap_logger(structlog.ReturnLogger(), processors=processors, wrapper_class=warnings)
-    output = LogOutput(STANDARD_ERROR, lambda lines: f"{renderer.warning('log.dropped', lines=lines)}\n")
+    output = LogOutput(STANDARD_ERROR, lambda lines: str(renderer.warning("log.dropped", lines=lines)))
     atexit.register(output.wait_written)
     return output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -73,11 +72,10 @@ def check_nothing_read(what: str, after: bool) -> None:
 
 
 def _resumed_id(request: Asked, what: str) -> str | None:
-    event_ids = {event_id for event_id in request.headers.getlist("Last-Event-ID") if event_id}
-    found = {event_id.rpartition(".")[0] for event_id in event_ids}
-    if not found:
+    event_ids = request.headers.getlist("Last-Event-ID")
+    if not any(event_ids):
         return None
-    resumed_id = found.pop()
-    if found or not re.fullmatch(PATH_IDS[f"{what}_id"].pattern, resumed_id, re.ASCII):
+    resumed_id, *others = {event_id.rpartition(".")[0] for event_id in event_ids if event_id}
+    if others or not PATH_IDS[f"{what}_id"].fits(resumed_id):
         raise bad_cursor("Last-Event-ID is no event's id")
     return resumed_id

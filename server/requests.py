@@ -24,6 +24,7 @@ MAX_MESSAGE_CHARS = 200_000
 BODY_SECONDS = 20
 SESSION_ID = r"[A-Za-z0-9._:-]{1,100}"
 
+_SESSION_ID = re.compile(SESSION_ID)
 _PLACE = re.compile(r" - at `\$\.([^`]+)`$")
 
 UserId: TypeAlias = Annotated[str, Meta(pattern=f"^{NAME}$")]
@@ -42,8 +43,13 @@ class StreamWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def applied_to(self, config: StreamingConfig) -> StreamingConfig:
         """The agent's configuration with what the request sets."""
+        if self == _NO_WISH:
+            return config
         wished = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
         return msgspec.structs.replace(config, **wished)
+
+
+_NO_WISH = StreamWish()
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +71,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     metadata: dict[str, Any] | None = None
     on_disconnect: OnDisconnect = "grace"
     deadlines: DeadlineWish | None = None
-    stream: StreamWish = StreamWish()
+    stream: StreamWish = _NO_WISH
 
     @property
     def session(self) -> str:
@@ -80,7 +86,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """
         if not self.message.strip():
             raise ApiError(422, "VALIDATION_ERROR", "message is blank", {"field": "message"})
-        if not re.fullmatch(SESSION_ID, self.session):  # the pattern lets a last newline through
+        if self.session_id and not _SESSION_ID.fullmatch(self.session_id):  # the pattern lets a last newline through
             raise ApiError(422, "VALIDATION_ERROR", "session_id ends with a newline", {"field": "session_id"})
         if len(self.message) > MAX_MESSAGE_CHARS:
             raise ApiError(413, "PAYLOAD_TOO_LARGE", f"message is over {MAX_MESSAGE_CHARS} characters")

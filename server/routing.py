@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -53,6 +53,14 @@ class PathId:
     what: str
     pattern: str
 
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, re.ASCII)
+
+    def fits(self, text: str) -> bool:
+        """Whether there can be such an id."""
+        return self._regex.fullmatch(text) is not None
+
 
 PATH_IDS: Mapping[str, PathId] = {
     "agent_id": PathId("agent", AGENT_ID),
@@ -64,8 +72,7 @@ PATH_IDS: Mapping[str, PathId] = {
 }
 
 
-@dataclass(frozen=True)
-class Call(Generic[BodyT, QueryT]):
+class Call(msgspec.Struct, Generic[BodyT, QueryT], frozen=True):
     """One request on its way to its handler: who asks, and what was asked, read and checked."""
 
     services: Services
@@ -199,12 +206,10 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
     return view
 
 
-async def _answer(
-    route: Route, services: Services, asked: Asked, ids: Mapping[str, str]
-) -> Response | EventStreamBody:
+async def _answer(route: Route, services: Services, asked: Asked, ids: Mapping[str, str]) -> Response | EventStreamBody:
     caller = await _admitted(route, services, asked)
     for name, text in ids.items():
-        if not re.fullmatch(PATH_IDS[name].pattern, text, re.ASCII):
+        if not PATH_IDS[name].fits(text):
             raise not_found(PATH_IDS[name].what, text)
     if route.raw_query:
         check_parameters(asked, route.query)

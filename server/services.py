@@ -8,7 +8,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Protocol, TypeVar, TypeVarTuple
 
-import trio
 from sqlalchemy import Connection
 
 from engine import BasicAgent, RunSupervisor
@@ -113,9 +112,6 @@ class Services:
         """Before the id of a run, or a batch, is told: until any worker can be asked for it."""
         if self.shared_log is not None:
             await self.shared_log.wait_known(run_id)
-        else:  # the run's first steps come before the answer's head: the model is asked 0.2 ms earlier
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
 
     def now(self) -> str:
         """The time as the store keeps it."""

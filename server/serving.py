@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from typing import Any, Protocol
 
 import h11
@@ -35,6 +34,7 @@ from .departures import Departures
 from .direct import CLEANUP_SECONDS, DIRECT, DirectRoutes
 from .doorkeeper import LINGER_SECONDS, Doorkeeper, accept_all
 from .http11 import Http11
+from .idling import Idling
 from .sse import WRITER
 
 STALL_BYTES = 65_536
@@ -91,6 +91,7 @@ class Site:
     context: WorkerContext
     limits: ServingLimits
     departures: Departures
+    idling: Idling
     connections: set[Connection] = field(default_factory=set)
 
 
@@ -98,22 +99,21 @@ class Connection:
     """One client's connection. Whatever its bytes are, it ends nothing but itself.
 
     It answers plain requests in its own task. From the first other one on, Hypercorn's protocol has what comes, with
-    tasks for what it answers. The scope around its reading carries the keep-alive limit while the connection is idle
-    (no timer task, no lock), and is cancelled when this side closes or can no longer write.
+    tasks for what it answers. The scope around its reading is cancelled when this side closes, as an idle connection's
+    keep-alive limit has it do, or can no longer write.
 
     Attributes:
         client_left: while a plain request was being answered.
     """
 
-    __slots__ = ("_idle", "_protocol", "_reading", "_send_lock", "_site", "_unsent", "client_left", "stream")
+    __slots__ = ("_protocol", "_reading", "_send_lock", "_site", "_unsent", "client_left", "stream")
 
     def __init__(self, site: Site, stream: Any) -> None:
         self.stream = stream  # a ConnectionStream that is a trio.abc.HalfCloseableStream
         self.client_left = False
         self._site = site
         self._protocol: Any = None
-        self._reading = trio.CancelScope(relative_deadline=site.limits.keep_alive)
-        self._idle = True
+        self._reading = trio.CancelScope()
         self._unsent = b""
         self._send_lock: trio.Lock | None = None
 
@@ -133,12 +133,12 @@ class Connection:
             if self._unsent:
                 self.stream.reset()
             self.stream.close()
+            self._site.idling.discard(self)
             self._site.connections.discard(self)
 
-    def end_if_idle(self) -> None:
-        """Close unless a request is under way; its answer closes the connection then."""
-        if self._idle:
-            self._reading.cancel(reason="serving has ended")
+    def end(self, reason: str) -> None:
+        """Read no more, answer no more; what Hypercorn's protocol has under way goes on to its end."""
+        self._reading.cancel(reason=reason)
 
     async def _answer_plain(self, data: bytes) -> bytes:
         """Answer these bytes, and what follows them, to the first that are no plain request: those. b"" at the end."""
@@ -147,7 +147,7 @@ class Connection:
             if answer is None:
                 return data
             data = b""
-            self._set_idle(False)
+            self._site.idling.discard(self)
             self._site.departures.watch(self)
             try:
                 await answer.send_to(self)
@@ -155,20 +155,20 @@ class Connection:
                 self._site.departures.forget(self)
             if not answer.is_whole or self._site.context.terminated.is_set():
                 break
-            self._set_idle(True)
-            data = await self.stream.receive_some(MAX_RECV)
-            structlog.contextvars.unbind_contextvars("key_id")  # another request, perhaps with another key
+            self._site.idling.add(self)
+            if data := await self.stream.receive_some(MAX_RECV):
+                structlog.contextvars.unbind_contextvars("key_id")  # another request, perhaps with another key
         return b""
 
     def stirred(self) -> None:
         """Something came while a plain request was being answered: its client's end, or the next request too early."""
         if self.stream.peer_closed():
             self.client_left = True
-            self._reading.cancel(reason="the client is gone")
+            self.end("the client is gone")
 
     async def _serve_others(self, data: bytes) -> None:
         """Have Hypercorn serve what begins with these bytes, to the client's end."""
-        self._reading = trio.CancelScope(deadline=self._reading.deadline)
+        self._reading = trio.CancelScope()
         async with _Tasks() as tasks:
             self._protocol = self._make_protocol(tasks)
             with self._reading:
@@ -223,18 +223,16 @@ class Connection:
             case RawData(data):
                 await self.write(data)
                 await trio.lowlevel.checkpoint()  # an app that always has data stays cancellable and lets others run
-            case Updated(idle):
-                self._set_idle(idle)
+            case Updated(idle=True):
+                self._site.idling.add(self)
+            case Updated():
+                self._site.idling.discard(self)
             case Closed():
-                self._reading.cancel(reason="this side closes")  # it may wait for an answer's end, not for bytes (H7)
+                self.end("this side closes")  # it may wait for an answer's end, not for bytes (H7)
                 if self._protocol is None:
                     return
                 with trio.move_on_after(CLEANUP_SECONDS, shield=True):
                     await self._protocol.handle(event)
-
-    def _set_idle(self, idle: bool) -> None:
-        self._idle = idle
-        self._reading.deadline = trio.current_time() + self._site.limits.keep_alive if idle else inf
 
     @property
     def _is_writing(self) -> bool:
@@ -310,9 +308,9 @@ async def serve(
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
     async with trio.open_nursery() as watching:
-        departures = Departures(watching)
-        site = _site(app, limits or ServingLimits(), departures)
-        watching.start_soon(departures.run)
+        site = _site(app, limits or ServingLimits(), Departures(watching))
+        watching.start_soon(site.departures.run)
+        watching.start_soon(site.idling.run)
         await _serve_site(site, listeners, stopping, task_status)
         watching.cancel_scope.cancel(reason="serving has ended")
 
@@ -329,8 +327,7 @@ async def _serve_site(
             await stopping.wait()
             accepting.cancel_scope.cancel(reason="serving has ended")
         await site.context.terminated.set()
-        for connection in site.connections:
-            connection.end_if_idle()
+        site.idling.end_all("serving has ended")
         connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
 
 
@@ -341,6 +338,7 @@ def _take(site: Site, nursery: trio.Nursery, doorkeeper: Doorkeeper, stream: Any
         return
     connection = Connection(site, stream)
     site.connections.add(connection)
+    site.idling.add(connection)
     nursery.start_soon(connection.run)
 
 
@@ -348,7 +346,7 @@ def _site(app: QuartTrio, limits: ServingLimits, departures: Departures) -> Site
     config = _hypercorn_config()
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     direct = app.extensions.get(DIRECT, DirectRoutes([]))
-    return Site(wrapped, direct, config, WorkerContext(None), limits, departures)
+    return Site(wrapped, direct, config, WorkerContext(None), limits, departures, Idling(limits.keep_alive))
 
 
 def _hypercorn_config() -> Config:

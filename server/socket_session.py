@@ -8,7 +8,6 @@ has not read is in the logs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol, cast
@@ -203,7 +202,7 @@ class SocketSession:
         self._check_room(self._starting - 1)
         if self._services.gatekeeper is not None:
             self._services.gatekeeper.limiter.count_request(self._caller)
-        if not re.fullmatch(PATH_IDS["agent_id"].pattern, said.agent_id, re.ASCII):
+        if not PATH_IDS["agent_id"].fits(said.agent_id):
             raise not_found("agent", said.agent_id)
         call: Call[Any, None] = self._call({"agent_id": said.agent_id}, said.chat)
         return await run_of_start(call, said.idempotency_key, said.after)

@@ -177,7 +177,6 @@ async def test_a_place_closed_twice_is_given_back_once(autojump_clock: MockClock
     first, _second = await door.enter(None), await door.enter(None)
     first.close()
     first.close()
-    first.run_ended(None)
     assert door.taken == 1
 
 
