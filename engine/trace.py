@@ -114,6 +114,11 @@ class Tracer:
             self._complain(bug)
         return span
 
+    def note(self, span: Span, **attributes: Any) -> None:
+        """Add attributes to an open span; the collector sees them at its end. An ended span is left alone."""
+        if span.ended_at is None:
+            span.attributes.update(attributes)
+
     def end(self, span: Span, error: str | None = None, **attributes: Any) -> None:
         """End it; ``error`` says in short why it failed. Nothing happens if it has ended.
 

@@ -82,6 +82,7 @@ async def test_a_span_ends_once(autojump_clock: MockClock) -> None:
     ended_at = run.ended_at
     await trio.sleep(1)
     tracer.end(run, "second", late=True)
+    tracer.note(run, late=True)
     assert (run.ended_at, run.error, run.attributes) == (ended_at, "first", {})
     assert told.heard == [("started", 1), ("ended", 1)]
 
@@ -111,13 +112,14 @@ async def test_the_end_of_a_run_ends_all_of_it() -> None:
     assert [span.error for span in told.spans.values()] == [None, NOT_ENDED, NOT_ENDED]
 
 
-async def test_a_block_is_timed(autojump_clock: MockClock) -> None:
+async def test_a_block_is_timed_and_may_note_what_it_learns(autojump_clock: MockClock) -> None:
     told = Told()
     tracer = Tracer("r", told)
     with tracer.span("run", "helper", size=1) as run, tracer.span("model", "m", run) as model:
+        tracer.note(model, ttfb_ms=12.5)
         await trio.sleep(2)
     assert model.ended_at == model.started_at + 2
-    assert (model.parent_id, model.attributes, run.attributes) == (1, {}, {"size": 1})
+    assert (model.parent_id, model.attributes, run.attributes) == (1, {"ttfb_ms": 12.5}, {"size": 1})
     assert (model.error, run.error) == (None, None)
 
 
@@ -153,6 +155,7 @@ async def test_a_group_is_named_after_what_really_failed() -> None:
 async def test_without_a_collector_there_are_no_spans() -> None:
     tracer = Tracer("r", None)
     run = tracer.begin("run", "helper", provider="replay")
+    tracer.note(run, steps=1)
     tracer.end(run, "failed", steps=1)
     with tracer.span("step", "step-1", run) as outer, tracer.span("tool", "t", outer) as inner:
         pass
