@@ -100,14 +100,23 @@ class AgentLoop:
                 calls = call.calls
                 results = await self._call_tools(call, guests, step, may_call=may_call) if calls else []
             self._keep(call, results)
-            if not (calls and may_call) or call.finish_reason == "content_filter" or self._emitter.ended:
+            if not (calls and may_call) or call.finish_reason == "content_filter" or self._emitter.log.ended:
                 break
             request = msgspec.structs.replace(first, messages=(*first.messages, *self.turn))
         if request.tools and call.finish_reason != "content_filter" and not self._emitter.response.strip():
             self._fail_without_answer(call, ran_out=not may_call)
         elif not calls:
+            self._tell_final(call)
+        return None if self._emitter.log.ended else call
+
+    def _tell_final(self, call: ModelCall) -> None:
+        """The answer is whole. Readers take it as it is, where the end is yet to come."""
+        log = self._emitter.log
+        log.hold()
+        try:
             self._emit(StepComplete("Final", call.step_id))
-        return None if self._emitter.ended else call
+        finally:
+            log.release(more_follows=self._run.ends_at_once)
 
     def _fail_without_answer(self, call: ModelCall, *, ran_out: bool) -> None:
         use = self._spec.tool_use
@@ -161,7 +170,7 @@ class AgentLoop:
                 self._tracer.end(span, None if failure is None else error_name(failure), **call.facts())
                 if isinstance(failure, ProviderError):
                     self._tracer.end(parent)  # which did not fail itself
-        return None if self._emitter.ended else call
+        return None if self._emitter.log.ended else call
 
     def _begin_call(self, request: ModelRequest, *, may_call: bool) -> ModelCall:
         if request.tools and not may_call:
@@ -224,7 +233,7 @@ class AgentLoop:
         )
 
     def _note_memory_update(self, key: str, operation: MemoryOperation) -> None:
-        if self._emitter.ended:  # a tool that was given up on
+        if self._emitter.log.ended:  # a tool that was given up on
             return
         self._run.memory_updates += 1
         if self._spec.streaming.emit_memory_updates:

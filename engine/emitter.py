@@ -99,11 +99,6 @@ class Emitter:
         """The answer's text so far, gathered text included."""
         return "".join(self._said)
 
-    @property
-    def ended(self) -> bool:
-        """Whether the log has its terminal event: what still comes is dropped."""
-        return self.log.terminal is not None
-
     def gap_before(self, content: str) -> str:
         """What keeps a new step's text apart from the answer so far; empty where space is there already."""
         if not self._said or self._said[-1][-1:].isspace() or content[:1].isspace():
@@ -131,7 +126,8 @@ class Emitter:
             OutputLimitError: the run's log is full; what closes the run is taken even then.
         """
         if self.log.terminal is None:
-            self._seal()
+            if self._gathered:
+                self._seal()
             self.log.append(event, inf if closes(event) else self._max_run_bytes)
 
     def forget(self) -> None:
@@ -149,7 +145,8 @@ class Emitter:
             size = json_bytes(content)
         self.check_room(size)
         if kind is not self._kind or step_id != self._step_id:
-            self._seal()
+            if self._gathered:
+                self._seal()
             self._kind, self._step_id = kind, step_id
         if not self._gathered:
             self._begun_at = trio.current_time() if now is None else now
@@ -181,8 +178,6 @@ class Emitter:
             self._seal()
 
     def _seal(self) -> None:
-        if not self._gathered:
-            return
         content = "".join(self._gathered)
         self._gathered.clear()
         self._gathered_chars = self._gathered_bytes = 0

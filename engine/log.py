@@ -156,7 +156,7 @@ class RunLog:
             self.terminal, self.ended = event, True
         if self._held:
             self._changed = True
-        else:
+        elif self.waiting or self._waiting_for_several:
             self.wake()
         if self.on_append is not None:
             self.on_append(self)
@@ -262,7 +262,7 @@ class RunLog:
         waiting: _Waiting | None = None
         while True:
             due = inf
-            if self.gathering is not None:
+            if self.gathering is not None and self.gathering.due_at < inf:
                 self.gathering.seal_if_due()
                 due = self.gathering.due_at
             if len(self._entries) > after:

@@ -86,7 +86,13 @@ class UniqueIds:
 
 
 class CallOwner(Protocol):
-    """The run that a model call belongs to."""
+    """The run that a model call belongs to.
+
+    Attributes:
+        ends_at_once: whether its end follows a whole answer before anybody else can run.
+    """
+
+    ends_at_once: bool
 
     def fail(self, code: ErrorCode, content: str, retry_after: float | None = None) -> bool:
         """End the run, and with it the call: for what the model may not do, which is no failure of the provider's."""
@@ -241,7 +247,7 @@ class ModelCall:
         except OutputLimitError as error:
             self._run.fail("output_limit", str(error))
         finally:
-            log.release(more_follows=self.finish_reason is not None, now=now)
+            log.release(more_follows=self.finish_reason is not None and self._run.ends_at_once, now=now)
 
     def _take_pieces(self, pieces: Sequence[Piece], now: float) -> None:
         """Take them in order; texts that follow each other are taken as one, as a fast model's read brings hundreds."""
@@ -254,7 +260,7 @@ class ModelCall:
             if texts:
                 progressed = self._take_texts(texts, progressed, now)
                 texts = []
-            if self._emitter.ended:  # the provider has not met its cancellation yet
+            if self._emitter.log.ended:  # the provider has not met its cancellation yet
                 return
             progressed = self._take_other(piece, progressed, now)
         if texts:
@@ -262,7 +268,7 @@ class ModelCall:
 
     def _take_texts(self, texts: list[str], progressed: bool, now: float) -> bool:
         """Whether there was progress now. Of too many, those are taken that the run has room for."""
-        if self._emitter.ended:
+        if self._emitter.log.ended:
             return progressed
         text = texts[0] if len(texts) == 1 else "".join(texts)
         progressed = progressed or self._progresses(text, now)

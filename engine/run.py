@@ -1,4 +1,4 @@
-"""One run: one nursery that owns the model's stream and the tool calls, under the scopes that can end it.
+"""One run: one task under the one scope that can end it; where it calls tools, one nursery that owns these too.
 
 Whatever ends a run - an answer, a failure, a deadline, a stop, a reader gone, a bug - appends exactly one terminal
 event to its log; the first to do so wins, and everything the run started is gone when ``execute`` returns.
@@ -55,6 +55,7 @@ class Run:
 
     Attributes:
         ttfb, elapsed: see there; ``started_at``, ``first_token_at`` and ``ended_at`` are on trio's clock.
+        ends_at_once: whether ``done`` follows a whole answer without a wait: no memory keeps it before.
         memory_updates: how often the run's tools changed what is remembered.
         on_held: called when the run is over, but ``execute`` does not return, because a tool or the memory does not let
             itself be cancelled. Synchronous.
@@ -74,6 +75,7 @@ class Run:
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self.memory_updates = 0
+        self.ends_at_once = spec.memory_use is None
         self.on_held: Callable[[Run], None] | None = None
         self._emitter = Emitter(self.log, spec.streaming, spec.max_run_bytes)
         self._observer: RunObserver = observer or SilentObserver()

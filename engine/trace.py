@@ -89,7 +89,7 @@ class Tracer:
         self._run_id = run_id
         self._collector = collector
         self._clock = trio.lowlevel.current_clock()
-        self._open: dict[int, Span] = {}  # in the order of their begin: a parent before its children
+        self._open: list[Span] = []  # in the order of their begin: a parent before its children
         self._spans = 0
         self._complained = False
 
@@ -107,7 +107,7 @@ class Tracer:
             started_at=self._clock.current_time(),
             attributes=attributes,
         )
-        self._open[span.span_id] = span
+        self._open.append(span)
         try:
             self._collector.span_started(span)
         except Exception as bug:  # noqa: BLE001 - logged
@@ -116,7 +116,7 @@ class Tracer:
 
     def note(self, span: Span, **attributes: Any) -> None:
         """Add attributes to an open span; the collector sees them at its end. An ended span is left alone."""
-        if span.span_id in self._open:
+        if span.ended_at is None:
             span.attributes.update(attributes)
 
     def end(self, span: Span, error: str | None = None, **attributes: Any) -> None:
@@ -124,9 +124,9 @@ class Tracer:
 
         What is still open under it is ended first, with the error ``NOT_ENDED``.
         """
-        if self._collector is None or span.span_id not in self._open:
+        if self._collector is None or span.ended_at is not None:
             return
-        if next(reversed(self._open)) != span.span_id:
+        if self._open[-1] is not span:
             for child in self._open_under(span):
                 self._end(child, NOT_ENDED, self._collector)
         span.attributes.update(attributes)
@@ -143,13 +143,13 @@ class Tracer:
     def _open_under(self, span: Span) -> list[Span]:
         """The span's open descendants, the youngest first: children come after their parents."""
         family = {span.span_id}
-        for candidate in self._open.values():
+        for candidate in self._open:
             if candidate.parent_id in family:
                 family.add(candidate.span_id)
-        return [self._open[span_id] for span_id in sorted(family - {span.span_id}, reverse=True)]
+        return [one for one in reversed(self._open) if one.span_id in family and one is not span]
 
     def _end(self, span: Span, error: str | None, collector: TraceCollector) -> None:
-        del self._open[span.span_id]
+        self._open.remove(span)
         span.ended_at = self._clock.current_time()
         span.error = error
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine import (
     Emit,
     Error,
     GenerationComplete,
+    LogEntry,
     Message,
     ModelRequest,
     ProviderError,
@@ -393,6 +395,31 @@ class Nothing(list[ModelRequest]):
 
     def append(self, _: ModelRequest) -> None:
         """Forget."""
+
+
+async def test_the_last_words_are_taken_before_the_turn_is_kept(autojump_clock: MockClock) -> None:
+    run = Run("run", keeping(FakeMemory(delays={"save_turn": 2}), saying("x", at=1)))
+    story: list[tuple[float, str, list[str]]] = []
+
+    def note(how: str, entries: Sequence[LogEntry]) -> None:
+        story.append((trio.current_time(), how, [type(entry.event).__name__ for entry in entries]))
+
+    def take(entries: Sequence[LogEntry], _: float) -> bool:
+        note("taken", entries)
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.execute)
+        after = 0
+        while entries := await run.log.read(after, take=take):
+            note("read", entries)
+            after = entries[-1].seq
+    assert story == [
+        (0.0, "read", ["AgentStarted"]),
+        (1.0, "taken", ["TextDelta"]),
+        (1.0, "taken", ["StepComplete"]),
+        (3.0, "read", ["GenerationComplete"]),
+    ]
 
 
 async def test_a_prompt_memory_needs_no_task_of_its_own(autojump_clock: MockClock) -> None:
