@@ -6,32 +6,34 @@ is stored; while the store does not answer these are bounded, and what goes over
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from math import inf
 
 import structlog
 import trio
 from sqlalchemy import Connection
 
-from engine import AgentStopped, Error, GenerationComplete, LogEntry, Run, RunLog
-from engine.events import data_of
+from engine import AgentStopped, Error, GenerationComplete, Run, RunLog
 from engine.memory import TurnRecord
 from engine.run import utc_now
 from engine.supervisor import RetentionLimits, kept_bytes
 
+from .journal_batch import RECENT_SECONDS, Batch, Copied, Part, cut_parts, store_batch
 from .log_followers import may_follow
 from .store.database import Database
 from .store.errors import StoreUnavailableError
 from .store.idempotency import sweep_keys
-from .store.run_events import NewEvents, Progress, add_events, forget_events, sweep_events
+from .store.recent_events import drop_recent
+from .store.run_events import forget_events, sweep_events
 from .store.times import time_text
-from .store.turns import save_turn
 
 BATCH_SECONDS = 0.2
 """From the first event that is not stored to the write: with the write it stays within 250 ms."""
 
-BATCH_BYTES = 4 * 2**20
-"""Of one transaction, about: others wait for the database meanwhile."""
+DROPPED_ROWS = 8
+"""Of ``recent_events`` in one transaction: SQLite may overwrite each of their pages."""
 
 RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 10.0
@@ -39,41 +41,6 @@ LAST_RETRY_SECONDS = 10.0
 SWEEP_SECONDS = 24 * 3600.0
 
 _logger = structlog.get_logger("lumos")
-
-
-class _Copied:
-    """A run that is followed, and how far it is stored."""
-
-    __slots__ = ("ended", "input_tokens", "run", "stored")
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.stored = 0
-        self.input_tokens: int | None = None
-        self.ended: Callable[[], TurnRecord] | None = None
-
-
-class _Part:
-    """What one write takes of one run; the terminal event is in it if ``is_last``."""
-
-    __slots__ = ("copied", "entries", "is_last", "last_seq", "progress", "turn")
-
-    def __init__(self, copied: _Copied, entries: Sequence[LogEntry]) -> None:
-        self.copied = copied
-        self.entries = entries
-        self.last_seq = entries[-1].seq if entries else copied.stored
-        run = copied.run
-        self.is_last = run.log.terminal is not None and self.last_seq == run.log.last_seq
-        self.progress = None if self.is_last else Progress(run.elapsed_ms, run.ttfb_ms, run.input_tokens)
-        self.turn = None
-        if self.is_last and copied.ended is not None:
-            self.turn = copied.ended()
-
-    def news(self) -> NewEvents:
-        """As the store takes it. In the worker thread."""
-        events = [(entry.seq, data_of(entry.frame).decode()) for entry in self.entries]
-        run = self.copied.run
-        return NewEvents(run.id, events, self.last_seq if self.is_last else None, run.memory_updates, self.progress)
 
 
 class Journal:
@@ -91,8 +58,12 @@ class Journal:
         self._database = database
         self._limits = limits or RetentionLimits()
         self._wall_clock = wall_clock
-        self._followed: dict[str, _Copied] = {}
-        self._dirty: dict[str, _Copied] = {}
+        self._followed: dict[str, Copied] = {}
+        self._dirty: dict[str, Copied] = {}
+        self._unsettled: dict[str, Copied] = {}  # the longest first
+        self._writer = secrets.token_urlsafe(9)
+        self._last_row = 0
+        self._first_row = 1
         self._ended_bytes = 0
         self._ended: dict[str, int] = {}
         self._something = trio.Event()
@@ -105,7 +76,7 @@ class Journal:
         if not may_follow(run):
             _logger.error("journal.refused", run_id=run.id, max_run_bytes=run.spec.max_run_bytes)
             return
-        copied = _Copied(run)
+        copied = Copied(run)
         if run.spec.memory_use is None:  # nobody else will tell the store how it ended
             copied.ended = lambda: _turn_record(run)
         self._followed[run.id] = copied
@@ -127,10 +98,12 @@ class Journal:
         return self._followed[run_id].run if run_id in self._ended else None
 
     async def work(self) -> None:
-        """Write for as long as it is not cancelled, and wait without a timer while there is nothing to write."""
+        """Write for as long as it is not cancelled; no timer while there is nothing to write and all is settled."""
         pause = BATCH_SECONDS
         while True:
-            await self._something.wait()
+            first = next(iter(self._unsettled.values()), None)
+            with trio.move_on_at(inf if first is None else first.settle_at):
+                await self._something.wait()
             await trio.sleep(pause)
             written = await self._write_all()
             pause = BATCH_SECONDS if written else min(2 * pause, LAST_RETRY_SECONDS)
@@ -152,7 +125,9 @@ class Journal:
         """
         self._let_go(run_id)
         async with self._writing:
-            await self._database.write(forget_events, run_id)
+            first = self._first_needed(())
+            await self._database.write(_forget, run_id, self._writer, first)
+            self._first_row = first
 
     async def sweep(self, keep_days: float) -> None:
         """Drop events that are older, and keys, now and daily, for as long as it is not cancelled."""
@@ -172,49 +147,96 @@ class Journal:
     async def _write_all(self) -> bool:
         """Write until nothing is dirty that was when this began; False if the store does not take it now."""
         async with self._writing:
-            waiting = list(self._dirty.values())
-            while waiting:
-                parts, waiting = _cut_batch([copied for copied in waiting if copied.run.id in self._followed])
-                try:
-                    await self._write(parts)
-                except StoreUnavailableError as error:
-                    self._note_failing(str(error))
-                    return False
-                except Exception:
-                    _logger.exception("journal.crashed", runs=len(parts))
-                    await self._write_singly(parts)
+            waiting = self._take_waiting()
+            parts: Sequence[Part] = ()
+            try:
+                while waiting:
+                    followed = [copied for copied in waiting if copied.run.id in self._followed]
+                    parts, waiting = cut_parts(followed, trio.current_time())
+                    await self._write_parts(parts)
+                    parts = ()
+            except StoreUnavailableError as error:
+                self._note_failing(str(error))
+                return False
+            finally:
+                for copied in (*(part.copied for part in parts), *waiting):
+                    self._mark(copied)
             self._note_working()
-            if not self._dirty:
-                self._something = trio.Event()
             return True
 
-    async def _write(self, parts: Sequence[_Part]) -> None:
-        now = time_text(self._wall_clock())
-        if parts:
-            await self._database.write(_store, parts, now)
-        for part in parts:
-            self._note_stored(part)
+    def _take_waiting(self) -> Sequence[Copied]:
+        """What is dirty, which it is no longer from here on, and what is to be settled by now."""
+        waiting, self._dirty = self._dirty, {}
+        if self._something.is_set():
+            self._something = trio.Event()
+        now = trio.current_time()
+        for run_id, copied in self._unsettled.items():
+            if copied.settle_at > now:
+                break
+            waiting.setdefault(run_id, copied)
+        return list(waiting.values())
 
-    async def _write_singly(self, parts: Sequence[_Part]) -> None:
+    def _mark(self, copied: Copied) -> None:
+        if copied.run.id in self._followed:
+            self._dirty[copied.run.id] = copied
+            self._something.set()
+
+    async def _write_parts(self, parts: Sequence[Part]) -> None:
+        try:
+            await self._write(parts)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            _logger.exception("journal.crashed", runs=len(parts))
+            await self._write_singly(parts)
+
+    async def _write(self, parts: Sequence[Part]) -> None:
+        if not parts:
+            return
+        if not all(part.settles for part in parts):
+            self._last_row += 1
+        first = self._first_needed(parts)
+        batch = Batch(parts, self._writer, self._last_row, first if first > self._first_row else None)
+        await self._database.write(store_batch, batch, time_text(self._wall_clock()))
+        self._first_row = first
+        settle_at = trio.current_time() + RECENT_SECONDS
+        for part in parts:
+            self._note_stored(part, batch.number, settle_at)
+
+    def _first_needed(self, parts: Sequence[Part]) -> int:
+        """The first row of ``recent_events`` that is to be there once these parts are stored.
+
+        Those before it hold nothing but what is settled. While others are needed, only some are dropped at a time.
+        """
+        settled = {part.copied for part in parts if part.settles}
+        for copied in self._unsettled.values():
+            if copied not in settled:
+                return min(copied.first_row, self._first_row + DROPPED_ROWS)
+        return self._last_row if len(settled) < len(parts) else self._last_row + 1
+
+    async def _write_singly(self, parts: Sequence[Part]) -> None:
         """One that the store refuses for its own sake must not keep the others from being stored."""
         for part in parts:
             try:
                 await self._write([part])
             except StoreUnavailableError:
-                continue
+                self._mark(part.copied)
             except Exception:
                 _logger.exception("journal.refused", run_id=part.copied.run.id)
                 self._lose(part.copied.run.id, "the store refused its events")
                 self._let_go(part.copied.run.id)
 
-    def _note_stored(self, part: _Part) -> None:
+    def _note_stored(self, part: Part, row: int, settle_at: float) -> None:
         copied, run_id = part.copied, part.copied.run.id
-        copied.stored = part.last_seq
-        copied.input_tokens = part.progress.input_tokens if part.progress else None
-        if part.is_last:
+        copied.stored, copied.stored_bytes, copied.input_tokens = part.last_seq, part.bytes, part.input_tokens
+        if part.is_last or run_id not in self._followed:
             self._let_go(run_id)
-        elif copied.stored == copied.run.log.last_seq and copied.input_tokens == copied.run.input_tokens:
-            self._dirty.pop(run_id, None)
+        elif part.settles:
+            copied.settled, copied.settled_bytes, copied.settle_at = part.last_seq, part.bytes, inf
+            self._unsettled.pop(run_id, None)
+        elif copied.settle_at == inf:
+            copied.first_row, copied.settle_at = row, settle_at
+            self._unsettled[run_id] = copied
 
     def _note_ended(self, run_id: str) -> None:
         if run_id not in self._ended:
@@ -226,6 +248,7 @@ class Journal:
     def _let_go(self, run_id: str) -> None:
         self._followed.pop(run_id, None)
         self._dirty.pop(run_id, None)
+        self._unsettled.pop(run_id, None)
         self._ended_bytes -= self._ended.pop(run_id, 0)
 
     def _lose(self, run_id: str, reason: str) -> None:
@@ -252,32 +275,9 @@ class Journal:
         self._failing = False
 
 
-def _cut_batch(waiting: list[_Copied]) -> tuple[list[_Part], list[_Copied]]:
-    """What one transaction takes, and the runs of which something is left."""
-    parts: list[_Part] = []
-    size = 0
-    for at, copied in enumerate(waiting):
-        if size >= BATCH_BYTES:
-            return parts, waiting[at:]
-        entries = copied.run.log.entries(copied.stored)
-        taken = 0
-        for entry in entries:
-            if size >= BATCH_BYTES and taken:
-                break
-            size += len(entry.frame)
-            taken += 1
-        if taken or copied.input_tokens != copied.run.input_tokens:
-            parts.append(_Part(copied, entries[:taken]))
-        if taken < len(entries):
-            return parts, waiting[at:]
-    return parts, []
-
-
-def _store(c: Connection, parts: Sequence[_Part], now: str) -> None:
-    add_events(c, [part.news() for part in parts])
-    for part in parts:
-        if part.turn is not None:
-            save_turn(c, part.turn, now)
+def _forget(c: Connection, run_id: str, writer: str, first_row: int) -> None:
+    drop_recent(c, writer, first_row)
+    forget_events(c, run_id)
 
 
 def _turn_record(run: Run) -> TurnRecord:

@@ -31,6 +31,7 @@ from engine.memory import TurnRecord
 from engine.provider import ModelRequest
 from engine.usage import estimated_usage
 
+from .recent_events import settle_recent
 from .rows import StoredRun
 from .run_events import NewEvents, add_events, last_seq_of, page_of_events
 from .schema import idempotency_keys, messages, run_events, runs
@@ -65,9 +66,10 @@ def interrupt_runs(c: Connection, now: str) -> int:
     open_events = select(runs.c.run_id, runs.c.status).where(
         runs.c.reserved_seq.is_not(None), runs.c.terminal_seq.is_(None)
     )
+    settle_recent(c)
     interrupted = 0
     for run_id, status in c.execute(open_events).all():
-        end_run(c, run_id, "interrupted", now)
+        _end_run(c, run_id, "interrupted", now)
         interrupted += status == "running"
     without_events = and_(
         runs.c.status == "running", or_(runs.c.reserved_seq.is_(None), runs.c.terminal_seq.is_not(None))
@@ -86,6 +88,13 @@ def end_run(
     ``known`` is what somebody else has of it, from the first event on: the store gets what it lacks of that. If the
     last one is a terminal event, clients may have seen it already: it becomes the end, without what the store has more.
     """
+    settle_recent(c)
+    return _end_run(c, run_id, code, now, known)
+
+
+def _end_run(
+    c: Connection, run_id: str, code: ErrorCode, now: str, known: Sequence[tuple[int, str]] = ()
+) -> Ending | None:
     run = _held_run(c, run_id)
     if run is None or run.reserved_seq is None:
         return None

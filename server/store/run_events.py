@@ -8,11 +8,14 @@ twice begins where it began before, and what was said first counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
+from .connecting import driver_of
 from .prepared import Prepared, given
 from .schema import idempotency_keys, run_events, runs
 
@@ -41,12 +44,12 @@ _INSERT = {
     "sqlite": "INSERT INTO run_events (run_id, seq, event) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
     "postgresql": "INSERT INTO run_events (run_id, seq, event) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
 }
-_SET_PROGRESS = "UPDATE runs SET elapsed_ms = {0}, ttfb_ms = {0}, input_tokens = {0} WHERE run_id = {0}"
-_PROGRESS = {
-    "sqlite": _SET_PROGRESS.format("?") + " AND status = 'running'",
-    "postgresql": _SET_PROGRESS.format("%s") + " AND status = 'running'",
-}
-"""Straight to the driver: each run under way has a row in each batch, and SQLAlchemy costs more than the database."""
+_SET_PROGRESS = """
+    UPDATE runs SET elapsed_ms = {0}, ttfb_ms = {0}, input_tokens = {0}
+    WHERE run_id = {0} AND status = 'running' AND coalesce(elapsed_ms, 0) <= {0}
+"""
+_PROGRESS = {"sqlite": _SET_PROGRESS.format("?"), "postgresql": _SET_PROGRESS.format("%s")}
+"""These go straight to the driver: a batch may have a row for each run, and SQLAlchemy costs more than the database."""
 
 _END = Prepared(
     lambda _: (
@@ -74,7 +77,8 @@ class NewEvents(msgspec.Struct, frozen=True):
     """What is new of one run.
 
     Attributes:
-        events: numbers with their JSON, in order.
+        events: numbers with their JSON, in order. Several that follow each other may be one text (see ``rows_of``),
+            one a line, under the number of the last.
         terminal_seq: the number of the terminal event, if that is among them.
         memory_updates: how often the run changed what is remembered; of an ended run.
         progress: how far a run under way has come.
@@ -94,28 +98,40 @@ def add_events(c: Connection, batch: Iterable[NewEvents]) -> int:
     if a process that was taken for dead goes on.
     """
     news = list(batch)
-    kept = _kept(c, [new.run_id for new in news])
+    kept = hold_kept(c, [new.run_id for new in news])
     news = [new for new in news if new.run_id in kept]
-    if rows := [row for new in news for row in _rows_of(new)]:
-        c.exec_driver_sql(_INSERT[c.dialect.name], rows)
-    if come := [(*msgspec.structs.astuple(new.progress), new.run_id) for new in news if new.progress is not None]:
-        c.exec_driver_sql(_PROGRESS[c.dialect.name], come)
+    _run_each(c, _INSERT, [row for new in news for row in _rows_of(new)])
+    _run_each(c, _PROGRESS, [_progress_row(new.run_id, new.progress) for new in news if new.progress is not None])
     _END.run_each(c, [msgspec.structs.asdict(new) for new in news if new.terminal_seq is not None])
-    return sum(len(new.events) for new in news)
+    return sum(1 + text.count("\n") for new in news for _, text in new.events)
+
+
+def _progress_row(run_id: str, progress: Progress) -> tuple[object, ...]:
+    return progress.elapsed_ms, progress.ttfb_ms, progress.input_tokens, run_id, progress.elapsed_ms
+
+
+def rows_of(first_seq: int, events: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """Events that follow each other, as few texts: the number of the last in each, and one event a line."""
+    ends = list(accumulate(map(len, events)))
+    at = size = 0
+    while at < len(events):
+        upto = max(at + 1, bisect_right(ends, size + ROW_CHARS, at))
+        yield first_seq + upto - 1, b"\n".join(events[at:upto]).decode()
+        at, size = upto, ends[upto - 1]
 
 
 def _rows_of(new: NewEvents) -> Iterator[tuple[str, int, str]]:
-    lines: list[str] = []
+    texts: list[str] = []
     last = chars = 0
-    for seq, event in new.events:
-        if lines and (seq != last + 1 or chars + len(event) > ROW_CHARS):
-            yield new.run_id, last, "\n".join(lines)
-            lines, chars = [], 0
-        lines.append(event)
-        chars += len(event)
+    for seq, text in new.events:
+        if texts and (seq - text.count("\n") != last + 1 or chars + len(text) > ROW_CHARS):
+            yield new.run_id, last, "\n".join(texts)
+            texts, chars = [], 0
+        texts.append(text)
+        chars += len(text)
         last = seq
-    if lines:
-        yield new.run_id, last, "\n".join(lines)
+    if texts:
+        yield new.run_id, last, "\n".join(texts)
 
 
 def _events_of(last: int, row: str) -> Iterator[tuple[int, str]]:
@@ -187,7 +203,18 @@ def sweep_events(c: Connection, before: str) -> int:
     return len(run_ids)
 
 
-def _kept(c: Connection, run_ids: list[str]) -> set[str]:
+def hold_kept(c: Connection, run_ids: Sequence[str]) -> set[str]:
     """Those of the runs that are there, whose events are kept and have no end; nobody else ends them meanwhile."""
-    ids = json.dumps(run_ids) if c.dialect.name == "sqlite" else run_ids
-    return set(c.exec_driver_sql(_KEPT[c.dialect.name], (ids,)).scalars())
+    if c.dialect.name == "sqlite":
+        found = driver_of(c).execute(_KEPT["sqlite"], (json.dumps(run_ids),))
+        return {run_id for (run_id,) in found}
+    return set(c.exec_driver_sql(_KEPT["postgresql"], (list(run_ids),)).scalars())
+
+
+def _run_each(c: Connection, statement: Mapping[str, str], rows: Sequence[tuple[object, ...]]) -> None:
+    if not rows:
+        return
+    if c.dialect.name == "sqlite":
+        driver_of(c).executemany(statement["sqlite"], rows)
+    else:
+        c.exec_driver_sql(statement["postgresql"], list(rows))

@@ -178,6 +178,15 @@ run_events = Table(
 """``event`` is the JSON of its frame, to the byte: valid UTF-8 without NUL, which JSON escapes. Events that follow
 each other may share a row, one a line, under the last one's ``seq``; rows of schema version 2 have one each."""
 
+recent_events = Table(
+    "recent_events",
+    _metadata,
+    Column("writer", CleanText, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("events", LargeBinary, nullable=False),
+)
+"""What a writer's batch brought of the runs under way: see ``recent_events.py``."""
+
 idempotency_keys = Table(
     "idempotency_keys",
     _metadata,
@@ -259,6 +268,7 @@ ALL_TABLES = (
     sessions,
     runs,
     run_events,
+    recent_events,
     idempotency_keys,
     messages,
     memories,

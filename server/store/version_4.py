@@ -1,8 +1,9 @@
-"""Schema version 4: eight pages less for each start to write, most of them of indexes.
+"""Schema version 4: eight pages less for each start to write, and a row for each batch of what came last of all runs.
 
 What the user said becomes a memory when the run ends, unless the run is ``unremembered``. An index that only ended runs
 are asked by has only those; that a run has one message of the user's is what the key of ``runs`` sees to, as both are
-added together; and a session's runs are found by its messages, those that have none by an index of theirs.
+added together; and a session's runs are found by its messages, those that have none by an index of theirs. Of
+``recent_events`` see ``recent_events.py``.
 """
 
 from __future__ import annotations
@@ -26,4 +27,10 @@ BOTH = (
     "CREATE INDEX runs_by_key ON runs (key_id, ended_at) WHERE ended_at IS NOT NULL",
     "CREATE INDEX runs_with_events ON runs (created_at) WHERE reserved_seq IS NOT NULL AND status <> 'running'",
     "CREATE INDEX unremembered_runs ON runs (tenant_id, agent_id, user_id, session_id) WHERE unremembered IS NOT NULL",
+    """
+    CREATE TABLE recent_events (
+        writer {text} NOT NULL, number BIGINT NOT NULL, events {bytes} NOT NULL,
+        PRIMARY KEY (writer, number)
+    )
+    """,
 )

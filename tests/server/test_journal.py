@@ -8,20 +8,23 @@ from itertools import pairwise
 from typing import Any, TypeVar, TypeVarTuple
 
 import httpx
+import msgspec
 import pytest
 import structlog.testing
 import trio
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 from trio.testing import MockClock
 
 from engine import RetentionLimits, Run, RunSupervisor
 from server.journal import BATCH_SECONDS, LAST_RETRY_SECONDS, Journal
+from server.journal_batch import RECENT_SECONDS, SETTLED_BYTES
 from server.log_followers import LogFollowers
 from server.store.database import Database
 from server.store.errors import StoreUnavailableError
 from server.store.interrupted import interrupt_runs
+from server.store.recent_events import RecentEvents
 from server.store.run_events import page_of_events
-from server.store.schema import runs, storable
+from server.store.schema import recent_events, runs, storable
 from server.store.turns import find_run
 from tests.engine.scripted import FOREVER, SENT, Line, ScriptedProvider, text
 from tests.harness.world import World, open_keeping_world
@@ -53,13 +56,13 @@ class TroubledDatabase(Database):
     refused: frozenset[str] = frozenset()
 
     async def write(self, change: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
-        if change.__name__ == "_store":
+        if change.__name__ == "store_batch":
             self.writes.append((change.__name__, trio.current_time()))
             await trio.sleep(self.seconds)
             if self.trouble is not None:
                 raise self.trouble
-            parts: Any = next(iter(args))
-            if any(part.copied.run.id in self.refused for part in parts):
+            batch: Any = next(iter(args))
+            if any(part.copied.run.id in self.refused for part in batch.parts):
                 raise ValueError("these events are refused")
         return await super().write(change, *args)
 
@@ -71,9 +74,27 @@ def troubled() -> TroubledDatabase:
     return database
 
 
+async def settled(database: Database, run_id: str) -> list[int]:
+    """The numbers of the run's events that can be read by themselves."""
+    seqs = [0]
+    while page := await database.read(page_of_events, run_id, seqs[-1]):
+        seqs += [seq for seq, _ in page]
+    return seqs[1:]
+
+
 async def stored(database: Database, run_id: str) -> list[int]:
     """The numbers of the run's events in the store."""
-    return [seq for seq, _ in await database.read(page_of_events, run_id, 0)]
+    seqs = set(await settled(database, run_id))
+    for recent in await database.read(recent_of, run_id):
+        seqs.update(range(recent.first_seq, recent.first_seq + len(recent.frames)))
+    return sorted(seqs)
+
+
+def recent_of(c: Connection, run_id: str) -> list[RecentEvents]:
+    """What batches brought of the run that is still there batch by batch."""
+    rows = c.execute(select(recent_events.c.events).order_by(recent_events.c.number)).scalars()
+    batches = [msgspec.msgpack.decode(row, type=list[RecentEvents]) for row in rows]
+    return [recent for batch in batches for recent in batch if recent.run_id == run_id]
 
 
 async def start(world: World, script: tuple[Line, ...] = WORDS) -> Run:
@@ -106,32 +127,26 @@ async def iter_body(body: Any) -> AsyncIterator[bytes]:
 # Batches
 
 
-async def test_the_row_of_a_run_under_way_tells_how_far_it_has_come(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    ("at", "elapsed_ms", "ttfb_ms"), [(1, 200.0, None), (4, 3200.0, None), (6, 5200.0, 5000.0), (28, 20_400.0, 5000.0)]
+)
+async def test_the_store_knows_how_far_a_run_under_way_has_come(
+    at: float, elapsed_ms: float, ttfb_ms: float | None, autojump_clock: MockClock
+) -> None:
     """Who ends it for a dead process tells that: also if there was nothing but a request that was sent."""
     async with open_keeping_world() as world:
         assert world.database is not None
         run = await start(world, ((3, (SENT,)), (5, text("Hello")), (9, text("you")), (FOREVER, ())))
-
-        async def row() -> tuple[float | None, float | None, int | None]:
-            assert world.database is not None
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, run)
+            await trio.sleep(at)
             found = await world.database.read(find_run, run.id)
             assert found is not None
             assert (found.status, found.usage) == ("running", None)
-            return found.elapsed_ms, found.ttfb_ms, found.input_tokens
-
-        async with trio.open_nursery() as readers:
-            readers.start_soon(read_live, world, run)
-            await trio.sleep(1)
-            assert await row() == (200.0, None, None)
-            await trio.sleep(3)
-            assert run.usage is not None
-            assert await row() == (3200.0, None, run.usage.input_tokens)
-            await trio.sleep(2)
-            assert await row() == (5200.0, 5000.0, run.usage.input_tokens)
             assert await world.database.write(interrupt_runs, "2026-11-23T12:00:00.000000+00:00") == 1
             ended = await world.database.read(find_run, run.id)
             assert ended is not None
-            assert (ended.usage, ended.elapsed_ms, ended.ttfb_ms) == (run.usage, 5200.0, 5000.0)
+            assert (ended.usage, ended.elapsed_ms, ended.ttfb_ms) == (run.usage, elapsed_ms, ttfb_ms)
             run.stop()
 
 
@@ -192,7 +207,7 @@ async def test_what_comes_while_the_journal_writes_is_in_the_next_write(autojump
 async def test_a_large_backlog_goes_in_bounded_transactions(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.journal.BATCH_BYTES", 2000)
+    monkeypatch.setattr("server.journal_batch.BATCH_BYTES", 2000)
     database = troubled()
     async with open_keeping_world(database=database) as world:
         runs = [await start(world) for _ in range(3)]
@@ -207,6 +222,110 @@ async def test_a_large_backlog_goes_in_bounded_transactions(
         assert len(database.writes) > count + 4
         for run in runs:
             assert await stored(database, run.id) == list(range(1, run.log.last_seq + 1))
+
+
+async def recent_rows(database: Database) -> list[int]:
+    """The numbers of the batches that are there batch by batch."""
+    return list(await database.read(lambda c: c.execute(select(recent_events.c.number)).scalars().all()))
+
+
+async def test_what_a_run_said_is_settled_after_a_time_also_if_it_is_quiet(autojump_clock: MockClock) -> None:
+    database = troubled()
+    async with open_keeping_world(database=database) as world:
+        run = await start(world, ((0, (SENT,)), (1, text("a")), (2, text("b")), (2.5, text("c")), (25, ())))
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, run)
+            await trio.sleep(3)
+            assert await settled(database, run.id) == []
+            assert len(await recent_rows(database)) == len(database.writes) == 4
+            await trio.sleep(RECENT_SECONDS - 2.5)
+            assert await settled(database, run.id) == list(range(1, run.log.last_seq + 1))
+            assert await recent_rows(database) == []
+            assert len(database.writes) == 5
+            await trio.sleep(2)
+            assert len(database.writes) == 5
+        await trio.sleep(1)
+        assert await settled(database, run.id) == list(range(1, run.log.last_seq + 1))
+
+
+async def test_a_run_that_ends_at_once_is_settled_at_once(autojump_clock: MockClock) -> None:
+    database = troubled()
+    async with open_keeping_world(database=database) as world:
+        run = await start(world, ((0, (SENT,)), (0.1, text("a"))))
+        await read_live(world, run)
+        await trio.sleep(BATCH_SECONDS)
+        assert len(database.writes) == 1
+        assert await settled(database, run.id) == list(range(1, run.log.last_seq + 1))
+
+
+def talk(words: int) -> tuple[Line, ...]:
+    """A kilobyte each tenth of a second."""
+    return (0, (SENT,)), *((0.1 * number, text("x" * 1000)) for number in range(1, words + 1))
+
+
+async def test_what_is_not_settled_is_bounded_however_long_a_run_talks(autojump_clock: MockClock) -> None:
+    database = troubled()
+    async with open_keeping_world(database=database) as world:
+        quiet = await start(world, ((0, (SENT,)), (200, text("a"))))
+        run = await start(world, talk(650))
+        async with trio.open_nursery() as readers:
+            for each in (run, quiet):
+                readers.start_soon(read_live, world, each)
+            most_rows = most_bytes = 0
+            while run.log.last_seq < 600:
+                await trio.sleep(1)
+                first = (await settled(database, run.id) or [0])[-1]
+                most_bytes = max(most_bytes, sum(len(entry.frame) for entry in run.log.entries(first)))
+                most_rows = max(most_rows, len(await recent_rows(database)))
+            assert SETTLED_BYTES / 2 < most_bytes < SETTLED_BYTES + 10_000
+            assert RECENT_SECONDS / 2 < most_rows * BATCH_SECONDS * 1.5 < RECENT_SECONDS * 2
+            readers.cancel_scope.cancel()
+        quiet.stop()
+        await trio.sleep(1)
+        assert await recent_rows(database) == []
+
+
+async def test_of_runs_that_talk_at_once_some_are_settled_at_a_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.journal_batch.SETTLING_BYTES", 1000)
+    monkeypatch.setattr("server.journal.DROPPED_ROWS", 2)
+    database = troubled()
+    async with open_keeping_world(database=database) as world:
+        runs = [await start(world, talk(100)) for _ in range(6)]
+        at_once: list[int] = []
+        rows = before = 0
+        async with trio.open_nursery() as readers:
+            for run in runs:
+                readers.start_soon(read_live, world, run)
+            while not any(run.log.ended for run in runs):
+                await trio.sleep(BATCH_SECONDS)
+                now = sum([bool(await settled(database, run.id)) for run in runs])
+                at_once.append(now - before)
+                before = now
+                there = len(await recent_rows(database))
+                assert there >= rows - 2
+                rows = there
+        assert (max(at_once), sum(at_once)) == (1, 6)
+        await trio.sleep(1)
+        for run in runs:
+            assert await settled(database, run.id) == list(range(1, run.log.last_seq + 1))
+        assert await recent_rows(database) == []
+
+
+async def test_what_was_said_by_a_forgotten_run_is_gone_after_a_time_while_others_talk(
+    autojump_clock: MockClock,
+) -> None:
+    database = troubled()
+    async with open_keeping_world(database=database) as world:
+        other, run = await start(world, talk(400)), await start(world)
+        async with trio.open_nursery() as readers:
+            readers.start_soon(read_live, world, other)
+            await trio.sleep(2)
+            await Caller(world).gone("DELETE", f"/runs/{run.id}")
+            await trio.sleep(RECENT_SECONDS + 1)
+            assert not other.log.ended
+            assert await stored(database, run.id) == []
 
 
 # Trouble with the store
