@@ -272,8 +272,8 @@ class _Attempt:
         try:
             with self.scope or _ENTERED:
                 await self.link.provider.stream(self._request, self._take)
-                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                 if self._answer.winner is None:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                     self._commit()  # an answer without content is one too
         except ProviderError as error:
             if not self.progress.missed:

@@ -139,6 +139,8 @@ class TlsStream(trio.abc.Stream):
     what was read of ``transport`` already.
     """
 
+    __slots__ = ("_ended", "_fault", "_incoming", "_outgoing", "_tls", "_transport", "_undecrypted")
+
     def __init__(
         self, transport: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str, received: bytes = b""
     ) -> None:
