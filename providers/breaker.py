@@ -47,6 +47,7 @@ class CircuitBreaker:
         self._opens_until = -inf
         self._probe: Permit | None = None
         self._period = 0
+        self._permit = Permit(0)
 
     @property
     def seconds_to_probe(self) -> float:
@@ -58,7 +59,7 @@ class CircuitBreaker:
     def admit(self) -> Permit | None:
         """The permit for a request, the only probe's if the breaker is half-open; None if nothing may be sent now."""
         if not self.is_open:
-            return Permit(self._period)
+            return self._permit
         if self._probe is not None or self.seconds_to_probe > 0:
             return None
         self._probe = Permit(self._period)
@@ -91,4 +92,5 @@ class CircuitBreaker:
 
     def _turn(self) -> None:
         self._period += 1
+        self._permit = Permit(self._period)
         self._probe = None

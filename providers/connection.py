@@ -60,20 +60,8 @@ CONNECTING = ErrorTable(
         trio.BrokenResourceError: httpx.ConnectError,
     }
 )
-WRITING = ErrorTable(
-    {
-        trio.BrokenResourceError: httpx.WriteError,
-        trio.ClosedResourceError: httpx.WriteError,
-        h11.LocalProtocolError: httpx.LocalProtocolError,
-    }
-)
-READING = ErrorTable(
-    {
-        trio.BrokenResourceError: httpx.ReadError,
-        trio.ClosedResourceError: httpx.ReadError,
-        h11.RemoteProtocolError: httpx.RemoteProtocolError,
-    }
-)
+WRITING = ErrorTable({h11.LocalProtocolError: httpx.LocalProtocolError})
+READING = ErrorTable({h11.RemoteProtocolError: httpx.RemoteProtocolError})
 READING_AFTER_THE_END = ErrorTable({h11.RemoteProtocolError: httpx.ReadError})
 """Once the server has closed, what is incomplete was cut: a broken connection, and nothing against its HTTP."""
 
@@ -364,8 +352,7 @@ class ResponseBody(httpx.AsyncByteStream):
         An error or a cancellation in here closes the connection.
 
         Raises:
-            httpx.ReadError: the connection broke or ended; what came before is returned first.
-            httpx.RemoteProtocolError: the body is malformed; what came before is returned first.
+            httpx.ReadError, httpx.RemoteProtocolError: as ``Connection.receive``.
             httpx.StreamClosed: the body was closed before its end.
         """
         return _nothing_more(self._finished) if self._connection is None else self._connection.receive()

@@ -272,8 +272,8 @@ class _Attempt:
         try:
             with self.scope or _ENTERED:
                 await self.link.provider.stream(self._request, self._take)
-                await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                 if self._answer.winner is None:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # who swallows a cancellation has not answered
                     self._commit()  # an answer without content is one too
         except ProviderError as error:
             if not self.progress.missed:
@@ -297,7 +297,7 @@ class _Attempt:
         if self._answer.winner is self:
             self._answer.emit(pieces)
             return
-        if self._answer.winner is not None or self.progress.missed:
+        if self._answer.winner is not None:
             return  # cancelled, and has not met it yet
         any_content = False
         for piece in pieces:
@@ -308,7 +308,7 @@ class _Attempt:
             else:
                 self._held.append(piece)
                 any_content = any_content or _is_content(piece)
-        if any_content:
+        if any_content and not self.progress.missed:
             self._commit()
 
     def _commit(self) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import httpx
 import trio
 
-from .tcp import TcpStream
+from .tcp import open_tcp
 
 _CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
@@ -68,7 +68,7 @@ class TcpConnect:
     async def __call__(self, host: str, port: int, tls: bool) -> trio.abc.Stream:
         """Connect as ``Connect`` says; a failure or a cancellation leaves nothing open."""
         context = await self._trust.context() if tls else None
-        stream = TcpStream.of(await trio.open_tcp_stream(host, port))
+        stream = await open_tcp(host, port)
         return await open_tls(stream, context, host) if context else stream
 
 
@@ -138,6 +138,8 @@ class TlsStream(trio.abc.Stream):
     end without TLS's own end mark counts as an end: HTTP's framing tells a cut body from a whole one. ``received`` is
     what was read of ``transport`` already.
     """
+
+    __slots__ = ("_ended", "_fault", "_incoming", "_outgoing", "_tls", "_transport", "_undecrypted")
 
     def __init__(
         self, transport: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str, received: bytes = b""

@@ -118,7 +118,7 @@ class SSEParser:
 
     def _plain_events(self, chunk: bytes) -> list[ServerSentEvent] | None:
         """The events of a chunk that is nothing but whole ones of one ``data`` line each, as models' are; else None."""
-        if self._unfinished_line or self._data or self._event or self._may_be_bom is not None:
+        if self._unfinished_line or self._data or self._event or self._may_be_bom:
             return None
         if not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")) or b"\r" in chunk or len(chunk) > self._limit:
             return None
@@ -126,6 +126,7 @@ class SSEParser:
         if chunk.count(b"\n") != 2 * len(values):
             return None
         self._after_cr = False
+        self._may_be_bom = None
         self.last_event_id = self._id
         if len(values) == 1:
             return [ServerSentEvent(values[0], "message", self._id)]

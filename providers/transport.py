@@ -92,6 +92,7 @@ class TrioTransport(httpx.AsyncBaseTransport):
         self._idle_seconds = idle_seconds
         self._idle: OrderedDict[Connection, _Idle] = OrderedDict()  # of all origins, the next to expire first
         self._idle_at: defaultdict[_Origin, deque[Connection]] = defaultdict(deque)  # in the same order
+        self._first_expires_at = math.inf  # or earlier
         self._in_use: dict[Connection, _Origin] = {}
         self._closed = False
 
@@ -192,7 +193,8 @@ class TrioTransport(httpx.AsyncBaseTransport):
 
     async def _take_idle(self, origin: _Origin) -> Connection | None:
         now = trio.current_time()
-        await self._close_expired(now)
+        if now >= self._first_expires_at:
+            await self._close_expired(now)
         idle = self._idle_at[origin]
         while idle and now < self._idle[idle[-1]].expires_at:
             connection = idle.pop()
@@ -208,17 +210,20 @@ class TrioTransport(httpx.AsyncBaseTransport):
             await connection.aclose()
             return
         now = trio.current_time()
+        expires_at = now + self._idle_seconds
         idle = self._idle_at[origin]
         idle.append(connection)
-        self._idle[connection] = _Idle(origin, now + self._idle_seconds)
+        self._idle[connection] = _Idle(origin, expires_at)
         if len(idle) > self._max_idle:
             await self._close_oldest(origin)
-        await self._close_expired(now)
+        self._first_expires_at = min(self._first_expires_at, expires_at)
+        if now >= self._first_expires_at:
+            await self._close_expired(now)
 
     async def _close_expired(self, now: float) -> None:
         for _ in range(EXPIRED_AT_ONCE):
-            origin, expires_at = next(iter(self._idle.values()), _NO_IDLE)
-            if now < expires_at:
+            origin, self._first_expires_at = next(iter(self._idle.values()), _NO_IDLE)
+            if now < self._first_expires_at:
                 return
             await self._close_oldest(origin)
 

@@ -168,6 +168,12 @@ async def test_without_an_end_mark_the_end_of_the_body_is_the_end(autojump_clock
 NOT_FOUND = b'{"error":{"message":"no such model"}}'
 
 
+async def test_with_an_end_mark_the_end_of_the_body_alone_is_a_cut(autojump_clock: MockClock) -> None:
+    async with scene([STREAM_HEAD + WORD + LAST_CHUNK]) as here:
+        assert (await here.fail()).code == "upstream.truncated"
+        assert here.said == [SENT, TextPiece("word")]
+
+
 async def test_an_error_whose_body_was_read_leaves_the_connection_for_reuse(autojump_clock: MockClock) -> None:
     async with scene([answer(NOT_FOUND, status="404 Not Found")]) as here:
         error = await here.fail()

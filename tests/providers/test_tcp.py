@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from providers.network import is_readable
-from providers.tcp import TcpStream
+from providers.tcp import TcpStream, open_tcp
 
 
 @pytest.fixture
@@ -141,17 +143,49 @@ async def test_closing_ends_a_send_that_waits(pair: Pair) -> None:
         await stream.wait_send_all_might_not_block()
 
 
-async def test_it_takes_over_what_trio_has_connected() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["an address", "a name"])
+async def test_it_connects(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        opened = await trio.open_tcp_stream(*listener.getsockname())
-        stream, (far, _) = TcpStream.of(opened), listener.accept()
+        stream, (far, _) = await open_tcp(host, listener.getsockname()[1]), listener.accept()
         with far:
-            assert opened.socket.fileno() == -1
             await stream.send_all(b"abc")
             assert far.recv(10) == b"abc"
             await stream.aclose()
             await stream.aclose()
             assert far.recv(10) == b""
+
+
+async def test_nobody_at_an_address_is_told_with_its_reason() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError) as refused:
+            await open_tcp("127.0.0.1", unused.getsockname()[1])
+    assert refused.value.errno == errno.ECONNREFUSED
+
+
+async def test_a_connection_that_takes_long_can_be_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        full = [socket.create_connection(listener.getsockname())]  # one has its place, the next ones hear nothing
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(open_tcp, *listener.getsockname())
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert scope.cancelled_caught
+        gc.collect()  # a socket that was left open warns here
+        full[0].close()
+
+
+async def test_who_is_cancelled_already_does_not_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await open_tcp(*listener.getsockname())
+        assert scope.cancelled_caught
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 async def test_sending_on_what_was_closed_here_says_so(pair: Pair) -> None:
