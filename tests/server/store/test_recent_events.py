@@ -73,6 +73,15 @@ async def test_progress_does_not_go_back(database: Database) -> None:
     assert await read_all(database, "run") == events(1, 2)
 
 
+async def test_a_batch_that_was_kept_unnoticed_is_in_the_next_one_again(database: Database) -> None:
+    await begin(database, "run")
+    for number, last in enumerate((2, 4, 3, 6), 1):
+        await database.write(add_recent, "writer", number, [recent("run", 1, last)])
+        if number % 2 == 0:
+            await database.write(settle_recent)
+    assert await read_all(database, "run") == events(1, 6)
+
+
 async def test_of_runs_that_are_forgotten_or_have_their_end_nothing_is_brought_back(database: Database) -> None:
     for run_id in ("forgotten", "ended"):
         await begin(database, run_id)
