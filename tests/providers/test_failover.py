@@ -476,6 +476,16 @@ async def test_what_an_attempt_says_when_its_deadline_has_fired_is_not_heard(
     assert (alone.end.usage.output_tokens, alone.end.usage.estimated) == (0, True)
 
 
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_what_a_loser_says_when_it_is_cancelled_is_not_heard(swallows: bool, autojump_clock: MockClock) -> None:
+    links = [
+        Link(provider=Dying(swallows=swallows), model="d"),
+        Link(provider=Vendor("f", [answers()]), model="f"),
+    ]
+    outcome = await ask(FailoverProvider(links, FailoverPolicy(hedge_after=2.0)))
+    assert (outcome.text, outcome.first_token_at) == (FULL_TEXT, 2.5)
+
+
 async def test_leaving_while_attempts_run_cancels_them_all(autojump_clock: MockClock) -> None:
     first, second = Vendor("1", [[100.0]]), Vendor("2", [[100.0]])
     with trio.move_on_after(7):
