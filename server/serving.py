@@ -8,9 +8,8 @@ live for ever (measured: traps H1, H2 and H3 in ``docs/decisions.md``, each with
 from __future__ import annotations
 
 import logging
-import select
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -31,7 +30,7 @@ from quart_trio import QuartTrio
 
 from providers.chunked import chunked
 
-from .departures import Departures
+from .departures import Departures, open_epoll
 from .direct import CLEANUP_SECONDS, DIRECT, DirectRoutes
 from .doorkeeper import LINGER_SECONDS, Doorkeeper, accept_all
 from .http11 import Http11
@@ -308,7 +307,7 @@ async def serve(
 
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
-    with closing(select.epoll()) as epoll:
+    with open_epoll() as epoll:
         async with trio.open_nursery() as watching:
             site = _site(app, limits or ServingLimits(), Departures(epoll, watching))
             watching.start_soon(site.departures.run)

@@ -70,6 +70,10 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self._check_open()
         await trio.lowlevel.wait_writable(self.socket)
 
+    async def wait_readable(self) -> None:
+        """Until there is something to read, or the end."""
+        await trio.lowlevel.wait_readable(self.socket)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As trio's, but waits before it reads: only a connection that was accepted just now may have its request."""
         self._check_open()

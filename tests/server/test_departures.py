@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 
-from server.departures import Departures
+from server.departures import Departures, open_epoll
 from server.sockets import SocketStream
 from server.testing.memory_network import MemoryNetwork
 
@@ -47,11 +46,11 @@ async def connection(kind: str) -> AsyncIterator[tuple[Watched, trio.abc.HalfClo
 
 
 @asynccontextmanager
-async def departures() -> AsyncIterator[Departures]:
-    """Departures at work."""
-    with closing(select.epoll()) as epoll:
+async def departures(*, epoll: bool = True) -> AsyncIterator[Departures]:
+    """Departures at work, as on a system with epoll or without."""
+    with open_epoll() as its_set:
         async with trio.open_nursery() as nursery:
-            watching = Departures(epoll, nursery)
+            watching = Departures(its_set if epoll else None, nursery)
             nursery.start_soon(watching.run)
             yield watching
             nursery.cancel_scope.cancel()
@@ -73,6 +72,22 @@ async def test_who_leaves_is_told_of_once(kind: str, half: bool) -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert watched.told == [True]
         watching.forget(watched)
+
+
+async def test_without_epoll_sockets_are_watched_too() -> None:
+    async with (
+        connection("socket") as (gone, client),
+        connection("socket") as (there, _),
+        departures(epoll=False) as watching,
+    ):
+        watching.watch(gone)
+        watching.watch(there)
+        await client.aclose()
+        with trio.fail_after(5):
+            await gone.stirring.wait()
+        assert (gone.told, there.told) == ([True], [])
+        watching.forget(gone)
+        watching.forget(there)
 
 
 @BOTH
