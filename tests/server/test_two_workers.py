@@ -95,19 +95,22 @@ class Reader:
             self.drops += 1
 
     def check(self, whole: str) -> None:
-        """No gap, no repeat, one end; all of the text, or of a lost run the beginning."""
+        """No gap, no repeat, one end; all of the text, or of a run that another worker ended the beginning.
+
+        That has the end of its row in the store: of a worker killed just after it kept the whole answer, ``done``.
+        """
         ends = [event for event in self.events if isinstance(event, TERMINAL_EVENT_TYPES)]
         assert ends == self.events[-1:]
         assert self.ids[:-1] == list(range(1, len(self.ids)))
+        assert self.ids[-1] in (len(self.ids), LOST_SEQ)
+        is_lost = self.ids[-1] == LOST_SEQ
+        assert whole.startswith(self.text) if is_lost else self.text == whole
         if isinstance(ends[0], GenerationComplete):
-            assert self.ids[-1] == len(self.ids)
-            assert self.text == whole
             assert ends[0].response == whole
         else:
             assert isinstance(ends[0], Error)
             assert ends[0].code == "worker_lost"
-            assert self.ids[-1] == LOST_SEQ
-            assert whole.startswith(self.text)
+            assert is_lost
 
 
 async def _kill_workers(workers: Workers, chance: random.Random) -> None:
