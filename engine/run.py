@@ -214,7 +214,8 @@ class Run:
 
     async def wait_over(self) -> None:
         """Until the log has its end and the turn is kept, if that can be."""
-        self._over = self._over or trio.Event()
+        if self._over is None:
+            self._over = trio.Event()
         if self._is_over:
             self._over.set()
         await self._over.wait()
