@@ -66,10 +66,10 @@ class MemoryStore:
 
 
 class _Known(NamedTuple):
-    """What was read while the turn was begun: the history for the model, and if there is anything to recall."""
+    """What was read while the turn was begun: the history for the model, and what is recalled; None: to be read."""
 
     history: Sequence[Message]
-    has_memories: bool
+    memories: Sequence[MemoryEntry] | None
 
 
 class StoredMemory:
@@ -119,7 +119,7 @@ class StoredMemory:
         """What ``begin_turn`` read along: ``MemoryUse.at_hand`` for a run that is shown as much as the settings say."""
         if self._known is None:
             return AtHand()
-        return AtHand(self._known.history, None if self._known.has_memories else ())
+        return AtHand(self._known.history, self._known.memories)
 
     async def history(self, messages: int) -> Sequence[Message]:
         """The last messages of the session; see ``Memory``."""
@@ -192,9 +192,21 @@ class StoredMemory:
 
     def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""
-        known = _Known(self._read_history(connection), memories.has_any(connection, self._scope))
+        said = self._read_history(connection)
+        known = _Known(said, self._recall_few(connection, message.content, said))
         turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
         return known
+
+    def _recall_few(self, c: Connection, text: str, said: Sequence[Message]) -> Sequence[MemoryEntry] | None:
+        """What is recalled, where it is found at once: by words, among few; else None."""
+        limit, total = self._settings.recall_limit, memories.count_few(c, self._scope)
+        if limit < 1 or not total:
+            return ()
+        if self._meaning is not None:
+            return None
+        shown = _shown(text, said)
+        found = memories.search_few(c, self._scope, text, _more_than(limit, shown), total)
+        return None if found is None else _new_ones(found, shown, limit)
 
     def _add_fact(self, connection: Connection, memory_id: str, text: str, now: str) -> rows.StoredMemory:
         return memories.add_memory(
@@ -203,7 +215,7 @@ class StoredMemory:
 
     async def _find(self, text: str, limit: int, seconds: float, *, without_shown: bool) -> Sequence[MemoryEntry]:
         """Words first, meaning with what is left of the time: so what words find is there whatever becomes of it."""
-        if limit < 1 or (without_shown and self._known is not None and not self._known.has_memories):
+        if limit < 1:
             await trio.lowlevel.checkpoint()
             return ()
         vectors_until = trio.current_time() + seconds

@@ -359,22 +359,3 @@ class TestPendingSaves:
                 await scene.store.pending.wait_saved("s")
             assert limit.cancelled_caught
             assert trio.current_time() == 1.0
-
-
-class TestStart:
-    """What the beginning of a turn reads along."""
-
-    async def test_a_turn_recalls_what_was_said_in_another_session(self, scene: Scene) -> None:
-        await scene.say("My dog is called Rex", session_id="other")
-        memory = scene.memory()
-        await memory.begin_turn(scene.next_run(), Message("user", "What is my dog called?"))
-        assert [entry.text for entry in await memory.recall("What is my dog called?", 5)] == ["My dog is called Rex"]
-
-    async def test_a_user_with_no_other_memory_is_not_searched_for(
-        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        memory = scene.memory()
-        await memory.begin_turn(scene.next_run(), Message("user", "Hello"))
-        monkeypatch.setattr(scene.database, "read", None)
-        assert await memory.history(10) == []
-        assert await memory.recall("Hello", 5) == ()
