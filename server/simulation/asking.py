@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import trio
 
-from server.testing.memory_network import MemoryNetwork, MemoryStream
+from server.testing.memory_connection import MemoryStream
+from server.testing.memory_network import MemoryNetwork
 
 from .http_client import Exchange, request_bytes
 from .observations import Observations, Response

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import trio
 
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_connection import MemoryStream
 
 from .observations import Ending, Response, SeenFrame
 

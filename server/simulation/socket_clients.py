@@ -13,7 +13,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, RejectConnec
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from engine.events import RETRY_MILLISECONDS
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_connection import MemoryStream
 
 from .asking import Asker
 from .observations import Ending, Response, SeenFrame

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import trio
 
 from providers.network import Connect
-from server.testing.memory_network import MemoryConnection, MemoryStream
+from server.testing.memory_connection import MemoryConnection, MemoryStream
 from server.testing.vendor_bytes import read_request as receive_request
 
 from .observations import UpstreamCall

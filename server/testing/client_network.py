@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import trio
 
-from .memory_network import MemoryConnection, MemoryNetwork
+from .memory_connection import MemoryConnection
+from .memory_network import MemoryNetwork
 
 
 class ClientNetwork(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,8 @@ from server.store.database import Database
 from .answers import ModelAnswer
 from .chat import ChatRun
 from .client_network import ClientLine, ClientNetwork
-from .memory_network import Address, MemoryNetwork
+from .memory_connection import Address
+from .memory_network import MemoryNetwork
 from .model_server import ModelServer
 from .tools import InlineToolRegistry, as_tool
 

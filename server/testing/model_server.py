@@ -15,7 +15,7 @@ from providers.encoders import MOCKED_VENDORS
 from providers.vendors import ALIASES, VENDORS
 
 from .answers import ModelAnswer, Unreachable, acts_of
-from .memory_network import Address, MemoryStream
+from .memory_connection import Address, MemoryStream
 from .vendor_bytes import play, read_request
 
 

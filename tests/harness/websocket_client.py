@@ -23,7 +23,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from server.testing.memory_network import Direction
+from server.testing.memory_connection import Direction
 from tests.harness.world import LUMOS, World
 
 SOCKET_PATH = "/api/v1/ws"

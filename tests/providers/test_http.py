@@ -16,7 +16,8 @@ from engine.pieces import FinishPiece, Piece, RequestSentPiece, TextPiece
 from engine.provider import Message, ModelRequest
 from providers.http import ERROR_BODY_BYTES, VendorRequest, open_client, stream_answer
 from providers.openai_chat import ChatDecoder, OpenAIChatProvider
-from server.testing.memory_network import MemoryConnection, MemoryNetwork
+from server.testing.memory_connection import MemoryConnection
+from server.testing.memory_network import MemoryNetwork
 from tests.harness.raw_vendor import DONE_EVENT, LAST_CHUNK, RawVendor, answer
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, text_event
 

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from providers.chunked import chunked
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_connection import MemoryStream
 from tests.harness.world import LUMOS, World
 
 CHAT_PATH = "/api/v1/agents/demo/chat/lumosai/stream"

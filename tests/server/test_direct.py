@@ -18,7 +18,7 @@ from server.direct import plain_request
 from server.guard import RequestGuard
 from server.requests import BODY_SECONDS
 from server.serving import REST_SECONDS
-from server.testing.memory_network import MemoryStream
+from server.testing.memory_connection import MemoryStream
 from tests.engine.scripted import SENT, ScriptedProvider, text
 from tests.harness.world import World, open_world
 from tests.server.raw_http import CHAT_PATH, HEAD_END, RawAnswer, chat_request, raw_client, request_bytes

@@ -19,7 +19,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from trio.testing import MockClock
 
-from server.testing.memory_network import MemoryConnection, MemoryNetwork, MemoryStream
+from server.testing.memory_connection import MemoryConnection, MemoryStream
+from server.testing.memory_network import MemoryNetwork
 
 
 def make_connection(window: int = 65_536, latency: float = 0.0) -> MemoryConnection:

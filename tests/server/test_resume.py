@@ -15,7 +15,7 @@ from engine import Run
 from server.app import API
 from server.simulated import SimulatedBody
 from server.sse import PIECE_BYTES, EventStreamBody
-from server.testing.memory_network import MemoryConnection
+from server.testing.memory_connection import MemoryConnection
 from tests.engine.scripted import SENT, Line, ScriptedProvider, text
 from tests.harness.world import LUMOS, STREAM_URL, World, open_world
 

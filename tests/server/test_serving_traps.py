@@ -28,7 +28,7 @@ from server.doorkeeper import LINGER_SECONDS
 from server.requests import BODY_SECONDS
 from server.serving import ServingLimits, serve
 from server.sse import EventStreamBody, reading, stream_response
-from server.testing.memory_network import MemoryConnection
+from server.testing.memory_connection import MemoryConnection
 from tests.engine.scripted import FOREVER, SENT, Line, ProgrammedProvider, ScriptedProvider, text
 from tests.harness.world import LUMOS, World, open_world
 from tests.server.raw_http import (

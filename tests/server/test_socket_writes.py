@@ -10,7 +10,7 @@ from wsproto.connection import Connection
 from wsproto.events import TextMessage
 
 from server.sse import PIECE_BYTES
-from server.testing.memory_network import Direction
+from server.testing.memory_connection import Direction
 from tests.engine.scripted import Line, reasoning, text
 from tests.harness.websocket_client import WebSocketClient, count_writes, open_socket
 from tests.harness.world import World, open_world

@@ -16,7 +16,7 @@ from engine.events import TERMINAL_EVENT_TYPES
 from providers.http import ERROR_BODY_BYTES
 from providers.openai_chat import OpenAIChatProvider
 from providers.sse import MAX_EVENT_BYTES
-from server.testing.memory_network import MemoryConnection
+from server.testing.memory_connection import MemoryConnection
 from tests.harness.raw_vendor import DONE_EVENT, LAST_CHUNK, RawVendor, answer
 from tests.harness.vendor import PLAIN_STREAM_HEAD, STREAM_HEAD, Act, chunked, text_event
 from tests.harness.world import VENDOR, Answer, World, open_world

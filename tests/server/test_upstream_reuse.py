@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from engine import AgentStopped, Deadlines, Error, GenerationComplete
-from server.testing.memory_network import MemoryConnection
+from server.testing.memory_connection import MemoryConnection
 from tests.harness.raw_vendor import DONE_EVENT, HELLO, LAST_CHUNK, RawVendor, answer
 from tests.harness.recordings import steady_recording
 from tests.harness.vendor import STREAM_HEAD, Act, chunked, text_event
