@@ -244,7 +244,7 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
     make_environments(plan.arms, screen)
     with (
         on_core(cores.instruments),
-        running_yardstick(cores.arm) as yardstick,
+        running_yardstick(cores.arm, first=cores.first) as yardstick,
         running_upstream(cpu=cores.instruments) as upstream,
     ):
         runner = Runner(plan, upstream, screen, cores, yardstick)

@@ -23,6 +23,10 @@ QUIET_SECONDS = 0.05
 QUIET_CPU_SECONDS = 0.002
 LONGEST_WORK_AFTER_SECONDS = 20.0
 """Of an arm that was asked for more than it can do; else the next workload would pay for it."""
+FEWEST_PIECES = 5
+FAR_NS = 1_000_000_000
+"""A core that had no time for the yardstick during a trial had the same speed a second before more often than not."""
+
 WARM_UP = Step(n=30, script="flood-20", starts_s=[number / 100 for number in range(30)])
 
 
@@ -88,9 +92,13 @@ def observe(place: Place, process: ServerProcess, job: Job, *, holds: bool = Fal
 
 
 def during(outcome: Outcome, pieces: Pieces) -> Pieces:
-    """Those of the time that the streams were open, and a little before and after."""
+    """Those of the time that the streams were open, and a little before and after; more, if those are few."""
     ended = max((max(stream.ended_ns, stream.last_event_ns) for stream in outcome.streams), default=0)
-    return pieces.between(outcome.start_ns - NEAR_NS, max(ended, outcome.start_ns) + NEAR_NS)
+    for more_ns in (NEAR_NS, FAR_NS):
+        found = pieces.between(outcome.start_ns - more_ns, max(ended, outcome.start_ns) + more_ns)
+        if len(found.at_ns) >= FEWEST_PIECES:
+            break
+    return found
 
 
 class Parts:

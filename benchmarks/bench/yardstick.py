@@ -6,17 +6,15 @@ A virtual core's speed is its neighbours' too: here the same work took up to 1.6
 of a second to the next. What a trial took is therefore divided by what a piece took at the same time, and multiplied,
 once the run is over, by what a piece takes when the core is fast (``Speed.fast_us``).
 
-A piece is 0.3 ms of code that is new to the caches, as a server's is when it wakes up: parsing Python, JSON and an
-email. Of the pieces tried, a loop of arithmetic slowed down more than servers do, and what had just run before, too.
+A piece is some 0.2 ms of much code, run once after a sleep, as a server's is: Python's parser. Of what was tried, it
+slowed down as servers do; loops of arithmetic, JSON, and what had just run before, slowed down more.
 It has the lowest priority and not ``SCHED_IDLE``, which starves on a full core (4 pieces a second instead of 87).
 """
 
 from __future__ import annotations
 
 import ast
-import email
 import gc
-import json
 import os
 import select
 import struct
@@ -33,10 +31,11 @@ from statistics import fmean, median
 
 import msgspec
 
+from benchmarks.bench.process import before_others
 from benchmarks.bench.result import Speed
 from benchmarks.bench.statistics import nearest_rank
 
-PERIOD_SECONDS = 0.012
+PERIOD_SECONDS = 0.015
 NEAR_NS = 60_000_000
 """Pieces so far from a moment tell of its speed: states of the core last a tenth of a second or longer."""
 
@@ -64,17 +63,11 @@ def literal(node, *, deep=True):
         except (KeyError, ValueError) as e:
             return [lambda x: x**2, *a, e]
 '''
-_LETTER = (
-    "From: a@b.c\nTo: d@e.f\nContent-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: text/plain\n\nhi\n--x--\n"
-)
-_DATA = json.dumps([{"id": number, "text": f"text {number}", "of": [number / 7] * 3} for number in range(8)])
 
 
 def piece() -> None:
     """The work, the same each time."""
     ast.parse(_PROGRAM)
-    email.message_from_string(_LETTER)
-    json.dumps(json.loads(_DATA))
 
 
 class Pieces(msgspec.Struct, frozen=True):
@@ -149,14 +142,18 @@ class Yardstick:
 
 
 @contextmanager
-def running_yardstick(core: int | None) -> Iterator[Yardstick | None]:
-    """On that core, until the block or this process ends, however it does; None without a core."""
+def running_yardstick(core: int | None, *, first: bool = False) -> Iterator[Yardstick | None]:
+    """On that core, until the block or this process ends, however it does; None without a core.
+
+    With ``first``, it has the priority that servers then have, or others' work would leave it no time beside them.
+    """
     if core is None:
         yield None
         return
     command = [sys.executable, "-m", "benchmarks.bench.yardstick", str(core)]
     with tempfile.TemporaryFile() as file:
-        process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=file)
+        with before_others(first):
+            process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=file)
         try:
             yield Yardstick(file.fileno(), process.pid)
         finally:

@@ -135,6 +135,15 @@ def test_what_is_made_of_several_steps_is_of_the_fast_core() -> None:
     assert derived(trials, SPEED)[0].metrics == {"growth": 0.75}
 
 
+def test_a_trial_with_few_pieces_beside_it_has_those_of_seconds_around() -> None:
+    outcome = paced(10 * SECOND, 100, seconds=1).outcome
+    assert len(during(outcome, ALL).at_ns) == pytest.approx(1.12 * SECOND / (12 * MS), abs=2)
+    starved = Pieces([at for at in ALL.at_ns if not 10 * SECOND <= at <= 11 * SECOND], ALL.took_ns)
+    assert during(outcome, starved).at_ns[0] == pytest.approx(10 * SECOND - NEAR_NS, abs=12 * MS)
+    starved = Pieces([at for at in ALL.at_ns if not 9 * SECOND + 950 * MS <= at <= 11 * SECOND + 60 * MS], ALL.took_ns)
+    assert during(outcome, starved).at_ns[0] == pytest.approx(9 * SECOND, abs=12 * MS)
+
+
 def test_of_many_at_once_only_cpu_time_is_told_otherwise() -> None:
     assert trial("lumos", 0, paced(0, 100)).in_pieces.keys() == {
         "cpu_us_per_event",
