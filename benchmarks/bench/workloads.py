@@ -248,7 +248,7 @@ WORKLOADS = (
         title="Memory",
         about="streams open and quiet after five events, on a server that has served little before",
         measures=(metrics.memory,),
-        short=(_held(50, ramp_s=0.5, seconds=3),),
+        short=(_held(50, ramp_s=0.5, seconds=2),),
         full=(_held(500, ramp_s=5, seconds=5),),
     ),
     Workload(

@@ -17,6 +17,7 @@ import ast
 import gc
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -168,6 +169,7 @@ def running_yardstick(core: int | None, *, first: bool = False) -> Iterator[Yard
 
 def measure(core: int, owner: int, out: int) -> None:
     """Do pieces on the core and write what they took, until the owner's end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's
     os.nice(19)
     os.sched_setaffinity(0, {core})
     gc.disable()

@@ -200,6 +200,8 @@ def test_the_process_writes_what_pieces_took_until_its_pipe_is_closed() -> None:
         (first_ns, first_took), (second_ns, second_took) = RECORD.iter_unpack(process.stdout.read(2 * RECORD.size))
         assert os.sched_getaffinity(process.pid) == {CORE}
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == 19
+        process.send_signal(signal.SIGINT)
+        assert len(process.stdout.read(RECORD.size)) == RECORD.size, "Ctrl-C is its owner's, and so is its end"
         process.stdin.close()
         assert process.wait(20) == 0
     assert 0 < first_ns < second_ns
