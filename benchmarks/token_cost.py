@@ -5,7 +5,8 @@
 
 Servers run pinned to core 1, upstream and client to core 0. All arms are up during all rounds and take turns. Shown are
 the least of the rounds (others' work on the machine only ever adds), in microseconds of CPU: ``event`` is all of it by
-events delivered, requests included; ``steady`` is that of the time in which all streams were open.
+events delivered, requests included; ``steady`` is that of the time in which all streams were open; ``at full speed`` is
+``event`` with the core's own speed taken out (``bench.yardstick``), the median of the rounds.
 ``--profile`` samples Lumos's main thread each millisecond of CPU and prints lines by their share.
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TypeAlias
 
 import click
@@ -32,6 +34,8 @@ from benchmarks.bench.arms import Arm, RunningArm, find_arm, started
 from benchmarks.bench.drive import ROOT, RunningUpstream, run_client, running_upstream
 from benchmarks.bench.job import TAG, Job, Progress
 from benchmarks.bench.launching import Launch, Order
+from benchmarks.bench.trial import during
+from benchmarks.bench.yardstick import Yardstick, running_yardstick
 
 SERVER_CORE, OTHER_CORE = 1, 0
 
@@ -64,6 +68,8 @@ class Figures(msgspec.Struct, frozen=True):
     event_us: float
     steady_us: float
     lateness_p99_ms: float
+    event_pieces: float = float("nan")
+    """By the microseconds of the yardstick's piece at the time."""
 
 
 def job_for(running: RunningArm, work: Work) -> Job:
@@ -80,7 +86,11 @@ def job_for(running: RunningArm, work: Work) -> Job:
 
 
 def one_round(
-    running: RunningArm, work: Work, upstream: RunningUpstream, on_full: Callable[[], object] | None = None
+    running: RunningArm,
+    work: Work,
+    upstream: RunningUpstream,
+    on_full: Callable[[], object] | None = None,
+    yardstick: Yardstick | None = None,
 ) -> Figures:
     """Have an arm do the work; ``on_full`` is called once all streams are open. Raises RuntimeError if one failed."""
     upstream.reset()
@@ -105,12 +115,19 @@ def one_round(
     if len(full) > 2:
         (first, cpu_first), (last, cpu_last) = full[0], full[-1]
         steady = (cpu_last - cpu_first) / (last - first) * 1e6
-    return Figures(spent / outcome.events * 1e6, steady, (outcome.lateness.percentile(99) or 0) / 1e6)
+    event_us = spent / outcome.events * 1e6
+    piece_us = during(outcome, yardstick.pieces()).mean_us() if yardstick else None
+    late_ms = (outcome.lateness.percentile(99) or 0) / 1e6
+    return Figures(event_us, steady, late_ms, event_us / piece_us if piece_us else float("nan"))
 
 
 def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Path | None) -> None:
     """Print a table of the arms; of Lumos as it is in the checkout ``before``, too."""
-    with running_upstream(cpu=OTHER_CORE) as upstream, ExitStack() as stack:
+    with (
+        running_yardstick(SERVER_CORE) as yardstick,
+        running_upstream(cpu=OTHER_CORE) as upstream,
+        ExitStack() as stack,
+    ):
         running = [
             stack.enter_context(started(find_arm(name), upstream.base_url, MODELS, core=SERVER_CORE)) for name in names
         ]
@@ -127,20 +144,22 @@ def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Pat
                 turn = number % len(running)
                 for one in running[turn:] + running[:turn]:
                     try:
-                        found[one.arm.name].append(one_round(one, WORK[name], upstream))
+                        found[one.arm.name].append(one_round(one, WORK[name], upstream, yardstick=yardstick))
                     except RuntimeError as failure:
                         print(str(failure)[:300])
-            _tell(name, found)
+            speed = yardstick.pieces().speed() if yardstick else None
+            _tell(name, found, speed.fast_us if speed else float("nan"))
 
 
-def _tell(work: str, found: dict[str, list[Figures]]) -> None:
+def _tell(work: str, found: dict[str, list[Figures]], fast_us: float) -> None:
     ours = _least(next(iter(found.values())))
     for arm, figures in ((arm, figures) for arm, figures in found.items() if figures):
         least = _least(figures)
         print(
             f"{work:11} {arm:16} event {least.event_us:7.1f} steady {least.steady_us:7.1f} "
             f"late p99 {least.lateness_p99_ms:7.1f} ms   ours/it {ours.event_us / least.event_us:5.2f} "
-            f"steady {ours.steady_us / least.steady_us:5.2f}",
+            f"steady {ours.steady_us / least.steady_us:5.2f}   "
+            f"at full speed {median(each.event_pieces for each in figures) * fast_us:7.1f}",
             flush=True,
         )
 

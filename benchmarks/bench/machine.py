@@ -28,7 +28,7 @@ class Cores(msgspec.Struct, frozen=True):
 
 def cores(*, first: bool = False) -> Cores:
     """The arm gets one of its own where there are two."""
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     return Cores(allowed[1], allowed[0], first) if len(allowed) > 1 else Cores(None, None, first)
 
 

@@ -12,6 +12,7 @@ from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.job import Outcome, Stream
 from benchmarks.bench.statistics import PERCENTS, nearest_rank
 from benchmarks.bench.upstream_log import Served, closings, own_time_ns
+from benchmarks.bench.yardstick import Pieces
 
 MS = 1e6
 KIB = 1024
@@ -27,6 +28,7 @@ class Sample(msgspec.Struct, frozen=True):
     open: int
     cpu_s: float
     pss_bytes: int = 0
+    at_ns: int = 0
 
 
 class Seen(msgspec.Struct, kw_only=True):
@@ -38,6 +40,8 @@ class Seen(msgspec.Struct, kw_only=True):
         cpu_s: that the arm took for it, until it was quiet again.
         idle_bytes: the arm's memory, warm and idle, before.
         samples: of the time in between.
+        pieces: the yardstick's, of the time that the client was at work; none without one.
+        work: the CPU time in pieces: divided by what a piece took meanwhile; 0 without any.
     """
 
     outcome: Outcome
@@ -45,17 +49,19 @@ class Seen(msgspec.Struct, kw_only=True):
     cpu_s: float
     idle_bytes: int = 0
     samples: list[Sample] = []
+    pieces: Pieces = Pieces()
+    work: float = 0.0
 
 
 Metrics: TypeAlias = dict[str, float]
 Measure: TypeAlias = Callable[[Seen], Metrics]
 
 
-def percentiles(name: str, values: Iterable[float]) -> Metrics:
+def percentiles(name: str, values: Iterable[float], digits: int = 4) -> Metrics:
     """``name.p50`` and so on; nothing of no values."""
     ordered = sorted(values)
     found = {f"{name}.{key}": nearest_rank(ordered, percent) for key, percent in PERCENTS.items()}
-    return {key: round(value, 4) for key, value in found.items() if value is not None}
+    return {key: round(value, digits) for key, value in found.items() if value is not None}
 
 
 def answered(seen: Seen) -> list[Stream]:
@@ -128,11 +134,21 @@ def steady_cost(seen: Seen) -> Metrics:
 
 
 def growth(seen: Seen) -> Metrics:
-    """What an event cost in the last fifth of the time that all streams were open, to the first fifth."""
+    """What an event cost in the last fifth of the time that all streams were open, to the first fifth.
+
+    Where it is known how fast the core was in either, that is taken out.
+    """
     samples = all_open(seen)
     part = len(samples) // 5
-    first, last = _between(samples[: part + 1]), _between(samples[-part - 1 :])
-    return {"growth": round(last / first, 4)} if part and first and last else {}
+    fifths = samples[: part + 1], samples[-part - 1 :]
+    first, last = map(_between, fifths)
+    if not (part and first and last):
+        return {}
+    of_first, of_last = (_piece_us(seen, fifth) for fifth in fifths)
+    if of_first is None or of_last is None:
+        return {"growth": round(last / first, 4)}
+    evened = last / of_last / (first / of_first)
+    return {"growth": round(evened, 4), "growth_as_measured": round(last / first, 4)}
 
 
 def _between(samples: list[Sample]) -> float | None:
@@ -140,6 +156,42 @@ def _between(samples: list[Sample]) -> float | None:
     if len(samples) < 2 or samples[-1].events == samples[0].events:
         return None
     return (samples[-1].cpu_s - samples[0].cpu_s) * 1e6 / (samples[-1].events - samples[0].events)
+
+
+def _piece_us(seen: Seen, samples: list[Sample]) -> float | None:
+    """What the yardstick's piece took between the first and the last of them."""
+    return seen.pieces.between(samples[0].at_ns, samples[-1].at_ns).mean_us() if samples else None
+
+
+def in_pieces(seen: Seen, measured: Metrics) -> Metrics:
+    """Of what was measured that which goes with the core's speed, by the microseconds of a piece at the time.
+
+    That is CPU time, and the times of requests that come one at a time (``first_times_in_pieces``). With many at once a
+    request waits for others, which came when the core had another speed.
+    """
+    if not seen.work:
+        return {}
+    whole_us = seen.cpu_s * 1e6 / seen.work
+    steady_us = _piece_us(seen, all_open(seen)) or whole_us
+    by = {"cpu_us_per_event": whole_us, "cpu_us_per_stream": whole_us, "steady_cpu_us_per_event": steady_us}
+    return {name: round(measured[name] / piece_us, 9) for name, piece_us in by.items() if name in measured}
+
+
+def first_times_in_pieces(seen: Seen) -> Metrics:
+    """As ``first_times``, each request's by the microseconds of a piece about when it was under way."""
+    found: dict[str, list[float]] = {"ttfb_ms": [], "ttfe_ms": [], "ttfe_added_ms": []}
+    own = own_time_ns(seen.log)
+    for stream in answered(seen):
+        piece_us = seen.pieces.near_us((stream.scheduled_ns + stream.first_event_ns) // 2)
+        if piece_us is None:
+            return {}
+        unit = MS * piece_us
+        taken = stream.first_event_ns - stream.scheduled_ns
+        found["ttfb_ms"].append((stream.first_byte_ns - stream.scheduled_ns) / unit)
+        found["ttfe_ms"].append(taken / unit)
+        if stream.tag in own:
+            found["ttfe_added_ms"].append((taken - own[stream.tag]) / unit)
+    return {key: value for name, values in found.items() for key, value in percentiles(name, values, 9).items()}
 
 
 def memory(seen: Seen) -> Metrics:

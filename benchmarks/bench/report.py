@@ -17,7 +17,7 @@ from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.plots import Dot, Line, dot_plot, number, tail_plot
 from benchmarks.bench.result import Arm, Result, Summary, load
 from benchmarks.bench.summary import FLOOR, OURS
-from benchmarks.bench.table import readme_with, table
+from benchmarks.bench.table import about_speed, readme_with, table
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 TO = " \N{EN DASH} "
@@ -48,7 +48,7 @@ def _head(result: Result) -> str:
         f"<h1>Lumos and its peers</h1><p>{escape(env.cpu)}, {env.cpus} CPUs, Linux {escape(env.kernel)}, Python "
         f"{escape(env.python)}; commit {escape(result.git)}; {result.rounds()}, all arms in each"
         f"{', and each before whatever else ran on its core' * env.first}. Medians over rounds; "
-        "lines show the least and the most of them. Axes are logarithmic.</p>"
+        f"lines show the least and the most of them. Axes are logarithmic.</p><p>{escape(about_speed(result))}</p>"
         f"<details><summary>Arms and versions</summary>{_table(['arm', 'versions'], rows)}</details>"
     )
 
@@ -73,11 +73,11 @@ def _plots(result: Result) -> Iterable[str]:
 
 def _values(result: Result, entry: Summary) -> list[float]:
     return [
-        trial.metrics[entry.metric]
+        figures[entry.metric]
         for trial in result.trials
         if trial.valid
         and (trial.arm, trial.workload, trial.n) == (entry.arm, entry.workload, entry.n)
-        and entry.metric in trial.metrics
+        and entry.metric in (figures := trial.at_full_speed(result.speed))
     ]
 
 
@@ -180,11 +180,18 @@ def _validity(result: Result) -> str:
         for trial in result.trials
         if trial.metrics.get("failed")
     ]
+    measured = [
+        [trial.arm, f"{trial.workload} n={trial.n}", str(trial.round + 1)]
+        for trial in result.trials
+        if result.speed and "cpu_us_per_event" in trial.metrics.keys() - trial.in_pieces.keys()
+    ]
     return (
         f"<h2>Client and upstream without an arm between them</h2>{_table(head, checks)}"
         f"<h2>Trials that do not count: {len(bad)}</h2>{_table(['arm', 'step', 'round', 'why'], bad) if bad else ''}"
         f"<h2>Trials with failed or unfinished streams: {len(errors)}</h2>"
         f"{_table(['arm', 'step', 'round', 'streams'], errors) if errors else ''}"
+        f"<h2>Trials told as measured, with no yardstick beside them: {len(measured)}</h2>"
+        f"{_table(['arm', 'step', 'round'], measured) if measured else ''}"
     )
 
 

@@ -24,6 +24,18 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Arms ran before whatever else there was."""
 
 
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the servers' core was over the run, by the yardstick's pieces of work."""
+
+    fast_us: float
+    """CPU time of a piece when the core is fast."""
+    mean_slowdown: float
+    """What a piece took on average, to that."""
+    slow_share: float
+    """Of the pieces, those that took more than 1.2 times as much."""
+    pieces: int
+
+
 class Lateness(msgspec.Struct, frozen=True):
     """Milliseconds; None of no events."""
 
@@ -92,8 +104,17 @@ class Trial(msgspec.Struct, kw_only=True):
     valid: bool = True
     reason: str = ""
     metrics: dict[str, float] = {}
+    """As measured."""
+    in_pieces: dict[str, float] = {}
+    """Those that depend on the core's speed, divided by the microseconds of a yardstick's piece at that time."""
     hist: dict[str, Histogram] = {}
     """By the metric that they are the distribution of, in nanoseconds."""
+
+    def at_full_speed(self, speed: Speed | None) -> dict[str, float]:
+        """The metrics as they would be on a core that is always fast; as measured where that is not known."""
+        if speed is None:
+            return self.metrics
+        return self.metrics | {name: round(value * speed.fast_us, 4) for name, value in self.in_pieces.items()}
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +143,8 @@ class Result(msgspec.Struct, kw_only=True):
     env: Environment
     calibration: Calibrations
     arms: list[Arm]
+    speed: Speed | None = None
+    """None: there was no yardstick, and all figures are as measured."""
     trials: list[Trial] = []
     summary: list[Summary] = []
 

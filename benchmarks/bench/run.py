@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import click
 import msgspec
 
 from benchmarks.bench import environments, machine
-from benchmarks.bench.arms import ARMS, Arm, find_arm, started
+from benchmarks.bench.arms import ARMS, Arm, RunningArm, find_arm, started
 from benchmarks.bench.calibration import Limits, calibrate, line
 from benchmarks.bench.drive import RunningUpstream, running_upstream
 from benchmarks.bench.environments import EnvironmentFailedError
@@ -27,17 +28,16 @@ from benchmarks.bench.job import Progress
 from benchmarks.bench.process import ServerFailedError, on_core
 from benchmarks.bench.report import write_report
 from benchmarks.bench.result import Arm as ArmTold
-from benchmarks.bench.result import Calibration, Calibrations, Result, Trial, save
+from benchmarks.bench.result import Calibration, Calibrations, Result, Speed, Trial, save
 from benchmarks.bench.special import REPLAY, START, replay_trial, start_trial
 from benchmarks.bench.summary import OURS, derived, passing, summarize
 from benchmarks.bench.table import table
-from benchmarks.bench.trial import Place, do_trial, warm_up
+from benchmarks.bench.trial import Parts, Place, warm_up
+from benchmarks.bench.turns import turns
 from benchmarks.bench.workloads import MODEL, Step, Workload, selected, steps_of, to_job
+from benchmarks.bench.yardstick import Yardstick, running_yardstick
 
 SEED = 20261123
-FIRST_TAG_STEP = 16_000
-"""Between the tags of two jobs: no conversation is anybody's again, and 160 recordings begin anew."""
-
 _WARM_UP_TAG = 800_000
 _FAILURES = (ServerFailedError, EnvironmentFailedError, OSError, RuntimeError, msgspec.MsgspecError)
 
@@ -107,12 +107,24 @@ class Runner:
         whole: so many of the trials are of arms that have done all steps of their round.
     """
 
-    def __init__(self, plan: Plan, upstream: RunningUpstream, screen: Screen, cores: machine.Cores) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        upstream: RunningUpstream,
+        screen: Screen,
+        cores: machine.Cores,
+        yardstick: Yardstick | None = None,
+    ) -> None:
         self._plan, self._upstream, self._screen, self._cores = plan, upstream, screen, cores
+        self._yardstick = yardstick
         self.trials: list[Trial] = []
         self.checks: list[Calibration] = []
         self.keep: Callable[[], None] = lambda: None
         self.whole = 0
+
+    def speed(self) -> Speed | None:
+        """The arms' core's, until now."""
+        return None if self._yardstick is None else self._yardstick.pieces().speed()
 
     def calibrate(self) -> None:
         """Every step that can be, once."""
@@ -154,27 +166,36 @@ class Runner:
         with started(arm, self._upstream.base_url, (MODEL,), core=cores.arm, first=cores.first) as running:
             self._add(start_trial(arm, running, number, imports=START in self._plan.special))
             warm_up(self._place("warm-up", 0), running, _WARM_UP_TAG)
-            tag = 0
-            for workload in self._plan.workloads:
-                if not workload.is_for(arm):
-                    continue
-                for step in self._plan.steps(workload):
-                    place = self._place(f"{arm.name} {workload.name} n={step.n}", len(step.starts_s))
-                    try:
-                        trial = do_trial(place, running, workload, step, number=number, first_tag=tag)
-                    except _FAILURES as error:
-                        trial = self._note_failure(arm, workload.name, step.n, number, error)
-                    else:
-                        self._add(self._gated(trial))
-                    tag += FIRST_TAG_STEP
-                    if workload.until_failing and trial.valid and not passing(trial):
-                        break
+            self._workloads(running, number)
         if arm.name == OURS and REPLAY in self._plan.special:
             place = self._place(REPLAY, 100)
             self._add(replay_trial(place, number, core=cores.arm, first=cores.first))
 
+    def _workloads(self, running: RunningArm, number: int) -> None:
+        """All that are for the arm. Of one that fails in a part, or is done no further, nothing more."""
+        arm = running.arm
+        planned = [(each, self._plan.steps(each)) for each in self._plan.workloads if each.is_for(arm)]
+        parts: dict[tuple[str, int], Parts] = defaultdict(Parts)
+        over: set[str] = set()
+        for turn in turns(planned):
+            name, step = turn.workload.name, turn.step
+            if name in over:
+                continue
+            place = self._place(f"{arm.name} {name} n={step.n}", len(step.starts_s))
+            try:
+                trial = parts[name, step.n].do(place, running, turn, number=number)
+            except _FAILURES as error:
+                self._note_failure(arm, name, step.n, number, error)
+                over |= {name} if turn.workload.sliced else set()
+                continue
+            if trial is None:
+                continue
+            self._add(self._gated(trial))
+            if turn.workload.until_failing and trial.valid and not passing(trial):
+                over.add(name)
+
     def _place(self, what: str, streams: int) -> Place:
-        return Place(self._upstream, self._cores.instruments, self._screen.progress(what, streams))
+        return Place(self._upstream, self._cores.instruments, self._screen.progress(what, streams), self._yardstick)
 
     def _gated(self, trial: Trial) -> Trial:
         """Not counted where client and upstream had failed without any arm."""
@@ -183,11 +204,9 @@ class Runner:
                 return msgspec.structs.replace(trial, valid=False, reason=f"calibration: {check.reason}")
         return trial
 
-    def _note_failure(self, arm: Arm, workload: str, n: int, number: int, error: Exception) -> Trial:
+    def _note_failure(self, arm: Arm, workload: str, n: int, number: int, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"[:500]
-        trial = Trial(arm=arm.name, workload=workload, n=n, round=number, valid=False, reason=reason)
-        self._add(trial)
-        return trial
+        self._add(Trial(arm=arm.name, workload=workload, n=n, round=number, valid=False, reason=reason))
 
     def _add(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -223,8 +242,12 @@ def run(plan: Plan, out: Path, screen: Screen) -> Result:
     """
     cores = machine.cores(first=plan.first)
     make_environments(plan.arms, screen)
-    with on_core(cores.instruments), running_upstream(cpu=cores.instruments) as upstream:
-        runner = Runner(plan, upstream, screen, cores)
+    with (
+        on_core(cores.instruments),
+        running_yardstick(cores.arm, first=cores.first) as yardstick,
+        running_upstream(cpu=cores.instruments) as upstream,
+    ):
+        runner = Runner(plan, upstream, screen, cores, yardstick)
         runner.calibrate()
         result = Result(
             seed=SEED,
@@ -251,8 +274,9 @@ def _keep(result: Result, runner: Runner, out: Path) -> None:
 
 
 def _sum_up(result: Result, runner: Runner, out: Path) -> None:
-    result.trials = [*runner.trials, *derived(runner.trials[: runner.whole])]
-    result.summary = summarize(result.trials, seed=SEED)
+    result.speed = runner.speed()
+    result.trials = [*runner.trials, *derived(runner.trials[: runner.whole], result.speed)]
+    result.summary = summarize(result.trials, seed=SEED, speed=result.speed)
     save(result, out)
     write_report(result, out.parent)
 

@@ -111,5 +111,6 @@ def replay_trial(place: Place, number: int, *, core: int | None, first: bool = F
         valid=not reason,
         reason=reason,
         metrics=found,
+        in_pieces=metrics.in_pieces(seen, found),
         hist=metrics.histograms(seen),
     )

@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.bench.metrics import Metrics, passes
-from benchmarks.bench.result import Summary, Trial
+from benchmarks.bench.result import Speed, Summary, Trial
 from benchmarks.bench.statistics import Interval, ratio_interval
 
 OURS = "lumos"
@@ -43,12 +43,12 @@ class Key(NamedTuple):
     arm: str
 
 
-def derived(trials: Sequence[Trial]) -> list[Trial]:
+def derived(trials: Sequence[Trial], speed: Speed | None = None) -> list[Trial]:
     """What only all steps of a round together tell: streams per core, and how cost grows with streams."""
     rounds: dict[tuple[str, str, int], dict[int, Metrics]] = defaultdict(dict)
     for trial in trials:
         if trial.valid and trial.n != STEPPED:
-            rounds[trial.arm, trial.workload, trial.round][trial.n] = trial.metrics
+            rounds[trial.arm, trial.workload, trial.round][trial.n] = trial.at_full_speed(speed)
     found = []
     for (arm, workload, number), steps in rounds.items():
         if metrics := _of_steps(workload, dict(sorted(steps.items()))):
@@ -79,12 +79,12 @@ def streams_per_core(steps: Mapping[int, Metrics]) -> int:
     return held
 
 
-def summarize(trials: Sequence[Trial], *, seed: int) -> list[Summary]:
-    """One entry for each figure that at least one valid round has."""
+def summarize(trials: Sequence[Trial], *, seed: int, speed: Speed | None = None) -> list[Summary]:
+    """One entry for each figure that at least one valid round has, at the core's full speed where that is known."""
     values: dict[Key, dict[int, float]] = defaultdict(dict)
     for trial in trials:
         if trial.valid:
-            for metric, value in trial.metrics.items():
+            for metric, value in trial.at_full_speed(speed).items():
                 values[Key(trial.workload, trial.n, metric, trial.arm)][trial.round] = value
     return [_summary(key, values, seed) for key in values]
 

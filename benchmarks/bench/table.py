@@ -25,8 +25,22 @@ def table(result: Result) -> str:
         "",
         f"Medians of {result.rounds()}; in parentheses, how many times ours, where the 95 % interval leaves 1 out.",
     ]
+    lines += [about_speed(result)]
     lines += [f"{env.cpu} ({env.cpus} CPUs), Linux {env.kernel}, Python {env.python}; commit {result.git}."]
     return "\n".join(lines)
+
+
+def about_speed(result: Result) -> str:
+    """Which figures are told at the core's full speed, and how slow it was; one or two sentences."""
+    speed = result.speed
+    if speed is None:
+        return "All figures are as measured: how fast the servers' core was meanwhile is not known."
+    return (
+        "CPU and the times of requests one at a time are told at the servers' core's full speed: divided by how much "
+        "longer a fixed piece of work took on it at the same time; all other figures are as measured. "
+        f"The core was slow for {speed.slow_share:.0%} of the time, and a piece took {speed.mean_slowdown:.2f} "
+        "times a fast one's time on average."
+    )
 
 
 def _measured(result: Result, shown: Figure) -> bool:

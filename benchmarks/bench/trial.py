@@ -14,22 +14,32 @@ from benchmarks.bench.job import Job, Outcome, Progress
 from benchmarks.bench.metrics import Sample, Seen, histograms
 from benchmarks.bench.process import ServerProcess
 from benchmarks.bench.result import Trial
-from benchmarks.bench.workloads import Step, Workload, job_for
+from benchmarks.bench.turns import Turn, merged
+from benchmarks.bench.workloads import Step, job_for
+from benchmarks.bench.yardstick import NEAR_NS, Pieces, Yardstick
 
 LEAK_SECONDS = 5.0
 QUIET_SECONDS = 0.05
 QUIET_CPU_SECONDS = 0.002
 LONGEST_WORK_AFTER_SECONDS = 20.0
 """Of an arm that was asked for more than it can do; else the next workload would pay for it."""
+FEWEST_PIECES = 5
+FAR_NS = 1_000_000_000
+"""A core that had no time for the yardstick during a trial had the same speed a second before more often than not."""
+
 WARM_UP = Step(n=30, script="flood-20", starts_s=[number / 100 for number in range(30)])
 
 
 class Place(msgspec.Struct, frozen=True):
-    """What a trial needs around it: the upstream, the client's core (None: any), and who hears how far it is."""
+    """What a trial needs around it.
+
+    The upstream, the client's core (None: any), who hears how far it is, and who knows how fast the arm's core is.
+    """
 
     upstream: RunningUpstream
     cpu: int | None
     on_progress: Callable[[Progress], None]
+    yardstick: Yardstick | None = None
 
 
 def settle(place: Place, process: ServerProcess) -> None:
@@ -65,7 +75,7 @@ def observe(place: Place, process: ServerProcess, job: Job, *, holds: bool = Fal
 
     def look(progress: Progress) -> None:
         memory = process.cost().pss_bytes if holds else 0
-        samples.append(Sample(progress.events, progress.open, process.cpu_seconds(), memory))
+        samples.append(Sample(progress.events, progress.open, process.cpu_seconds(), memory, time.monotonic_ns()))
         place.on_progress(progress)
 
     place.upstream.reset()
@@ -75,28 +85,63 @@ def observe(place: Place, process: ServerProcess, job: Job, *, holds: bool = Fal
     settle(place, process)
     cpu_s = process.cpu_seconds() - before_s
     log = place.upstream.log()
-    return Seen(outcome=outcome, log=log, cpu_s=cpu_s, idle_bytes=idle_bytes, samples=samples)
+    pieces = Pieces() if place.yardstick is None else during(outcome, place.yardstick.pieces())
+    piece_us = pieces.mean_us()
+    work = cpu_s * 1e6 / piece_us if piece_us else 0.0
+    return Seen(outcome=outcome, log=log, cpu_s=cpu_s, idle_bytes=idle_bytes, samples=samples, pieces=pieces, work=work)
 
 
-def do_trial(
-    place: Place, running: RunningArm, workload: Workload, step: Step, *, number: int, first_tag: int
-) -> Trial:
-    """The trial of one round; it says itself whether upstream and client kept to their schedules."""
-    arm = running.arm.name
-    seen = observe(place, running.process, job_for(step, running, first_tag), holds=step.holds)
-    reason = why_not_counted(place, seen.outcome, step.limits)
-    if not running.process.alive:
-        reason = "the server ended"
-    return Trial(
-        arm=arm,
-        workload=workload.name,
-        n=step.n,
-        round=number,
-        valid=not reason,
-        reason=reason,
-        metrics=workload.metrics(seen),
-        hist=histograms(seen),
-    )
+def during(outcome: Outcome, pieces: Pieces) -> Pieces:
+    """Those of the time that the streams were open, and a little before and after; more, if those are few."""
+    ended = max((max(stream.ended_ns, stream.last_event_ns) for stream in outcome.streams), default=0)
+    for more_ns in (NEAR_NS, FAR_NS):
+        found = pieces.between(outcome.start_ns - more_ns, max(ended, outcome.start_ns) + more_ns)
+        if len(found.at_ns) >= FEWEST_PIECES:
+            break
+    return found
+
+
+class Parts:
+    """What has been seen of a step that is done in parts, of one arm in one round, and why it does not count."""
+
+    def __init__(self) -> None:
+        self._seen: list[Seen] = []
+        self._reasons: list[str] = []
+
+    def do(self, place: Place, running: RunningArm, turn: Turn, *, number: int) -> Trial | None:
+        """The next part; the trial, once it is the last.
+
+        The trial says itself whether upstream and client kept to their schedules.
+        """
+        job = job_for(turn.step, running, turn.first_tag)
+        seen = observe(place, running.process, job, holds=turn.step.holds)
+        reason = why_not_counted(place, seen.outcome, turn.step.limits)
+        self._reasons.append(reason if running.process.alive else "the server ended")
+        self._seen.append(seen)
+        return self._trial(running.arm.name, turn, number) if turn.last else None
+
+    def _trial(self, arm: str, turn: Turn, number: int) -> Trial:
+        seen = merged(self._seen)
+        reason = next(filter(None, self._reasons), "")
+        measured = turn.workload.metrics(seen)
+        return Trial(
+            arm=arm,
+            workload=turn.workload.name,
+            n=turn.step.n,
+            round=number,
+            valid=not reason,
+            reason=reason,
+            metrics=measured,
+            in_pieces=turn.workload.in_pieces(seen, measured),
+            hist=histograms(seen),
+        )
+
+
+def do_trial(place: Place, running: RunningArm, turn: Turn, *, number: int) -> Trial:
+    """A step in one go."""
+    trial = Parts().do(place, running, turn, number=number)
+    assert trial is not None
+    return trial
 
 
 def why_not_counted(place: Place, outcome: Outcome, limits: Limits | None) -> str:

@@ -65,6 +65,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         measures: what each trial's metrics are.
         short, full: the steps; none where the form leaves it out.
         only: the arms that it is for; empty for all.
+        sliced: its step is done in parts, one at its place and one after each workload that follows: what a part of a
+            second of the machine's does to them is not all of what is measured.
         until_failing: a step that an arm does not hold is its last.
         when_named: its short form is run only if it is asked for by name.
     """
@@ -76,6 +78,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     short: tuple[Step, ...] = ()
     full: tuple[Step, ...] = ()
     only: tuple[str, ...] = ()
+    sliced: bool = False
     until_failing: bool = False
     when_named: bool = False
 
@@ -84,7 +87,15 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         found: Metrics = metrics.failures(seen)
         for measure in self.measures:
             found |= measure(seen)
+        if seen.work:
+            found["core_us"] = round(seen.cpu_s * 1e6 / seen.work, 1)
         return found
+
+    def in_pieces(self, seen: Seen, measured: Metrics) -> Metrics:
+        """Of them, those that go with the core's speed, without it."""
+        found = metrics.in_pieces(seen, measured)
+        one_at_a_time = any(step.one_at_a_time for step in (*self.short, *self.full))
+        return found | metrics.first_times_in_pieces(seen) if one_at_a_time else found
 
     def is_for(self, arm: Arm) -> bool:
         """Whether the arm can do it."""
@@ -237,7 +248,7 @@ WORKLOADS = (
         title="Memory",
         about="streams open and quiet after five events, on a server that has served little before",
         measures=(metrics.memory,),
-        short=(_held(50, ramp_s=0.5, seconds=3),),
+        short=(_held(50, ramp_s=0.5, seconds=2),),
         full=(_held(500, ramp_s=5, seconds=5),),
     ),
     Workload(
@@ -245,8 +256,9 @@ WORKLOADS = (
         title="One at a time",
         about="one-token answers, each on a connection of its own, one after the other",
         measures=_FIRST,
-        short=(_one_at_a_time(60),),
+        short=(_one_at_a_time(200),),
         full=(_one_at_a_time(500),),
+        sliced=True,
     ),
     Workload(
         name="w2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,18 @@ from benchmarks.bench.goals import FEWEST_ROUNDS, GOALS, PEERS, Goal, judge
 from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.plots import Dot, Scale, dot_plot, number
 from benchmarks.bench.report import main, page
-from benchmarks.bench.result import Arm, Calibration, Calibrations, Environment, Lateness, Result, Trial, load, save
+from benchmarks.bench.result import (
+    Arm,
+    Calibration,
+    Calibrations,
+    Environment,
+    Lateness,
+    Result,
+    Speed,
+    Trial,
+    load,
+    save,
+)
 from benchmarks.bench.summary import derived, streams_per_core, summarize
 from benchmarks.bench.table import readme_with, table
 from benchmarks.bench.workloads import WORKLOADS
@@ -112,6 +124,25 @@ def test_the_page_is_whole_shows_all_arms_and_needs_nothing_from_elsewhere() -> 
     assert "a < b" in "".join(read.texts)
     assert "<it> ended" in read.texts
     assert "3 of 50" in read.texts
+
+
+def test_page_and_table_are_of_the_core_at_full_speed_and_say_so() -> None:
+    trials = trials_of("w5", "cpu_us_per_event", {"lumos": 10, "floor": 5}, 50)
+    for trial in trials:
+        trial.in_pieces = {"cpu_us_per_event": 0.04}
+    trials[-1].in_pieces = {}
+    result = result_of(trials)
+    result.speed = Speed(fast_us=200, mean_slowdown=1.37, slow_share=0.758, pieces=9)
+    result.summary = summarize(trials, seed=1, speed=result.speed)
+    assert "| **8** |" in table(result)
+    text = page(result)
+    read = Page(text)
+    assert "8" in read.texts
+    [(least, most)] = re.findall(r'class="ours">.*?class="spread" x1="([\d.]+)" x2="([\d.]+)"', text)
+    assert least == most, "each round's, too"
+    for text in (" ".join(read.texts), table(result)):
+        assert "slow for 76% of the time, and a piece took 1.37 times a fast one's time" in text
+    assert "Trials told as measured, with no yardstick beside them: 1" in read.texts
 
 
 def test_a_result_with_nothing_in_it_has_a_page() -> None:

@@ -15,9 +15,11 @@ from benchmarks.bench.arms import ARMS, Arm, find_arm, started
 from benchmarks.bench.calibration import Limits
 from benchmarks.bench.drive import running_upstream
 from benchmarks.bench.report import page
-from benchmarks.bench.result import Trial, load
+from benchmarks.bench.result import Result, Trial, load
 from benchmarks.bench.run import Plan, Screen, plan_of, run
+from benchmarks.bench.table import table
 from benchmarks.bench.trial import Place, do_trial, warm_up
+from benchmarks.bench.turns import Turn
 from benchmarks.bench.workloads import MODEL, Step, Workload, spread
 
 TINY = Workload(
@@ -57,7 +59,37 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     assert "the server ended" in trials["broken", "start"].reason
     [ours] = [entry for entry in result.summary if (entry.arm, entry.metric) == ("lumos", "cpu_us_per_event")]
     assert ours.ratio_vs_floor is not None
+    assert_told_at_full_speed(result)
     assert "the server ended" in page(result)
+
+
+def assert_told_at_full_speed(result: Result) -> None:
+    """Where there is a core for the arm, and so a yardstick."""
+    speed = result.speed
+    assert (speed is None) == (machine.cores().arm is None)
+    for entry in result.summary:
+        [trial] = [
+            each for each in result.trials if each.valid and (each.arm, each.workload) == (entry.arm, entry.workload)
+        ]
+        if entry.metric.startswith("cpu_us_per_") and speed is not None:
+            assert entry.median == pytest.approx(trial.in_pieces[entry.metric] * speed.fast_us, rel=1e-3)
+            assert 0 < entry.median <= 2 * trial.metrics[entry.metric]
+        else:
+            assert entry.median == round(trial.metrics[entry.metric], 4)
+
+
+def test_on_one_core_a_run_does_without_a_yardstick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.bench.machine.cores", lambda *, first: machine.Cores(None, None, first))
+    plan = Plan(arms=[find_arm("floor")], workloads=[TINY], special=[], rounds=1, full=False)
+    result = run(plan, tmp_path / "result.json", Screen())
+    assert result.speed is None
+    [trial] = [each for each in result.trials if each.workload == "w2"]
+    assert trial.valid, trial.reason
+    assert trial.in_pieces == {}
+    [cost] = [entry for entry in result.summary if entry.metric == "cpu_us_per_event"]
+    assert cost.median == round(trial.metrics["cpu_us_per_event"], 4)
+    assert "as measured" in page(result)
+    assert "as measured" in table(result)
 
 
 def test_what_is_measured_is_kept_if_the_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +99,7 @@ def test_what_is_measured_is_kept_if_the_run_is_interrupted(tmp_path: Path, monk
         kept.extend(load(out).trials)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.bench.run.do_trial", interrupted)
+    monkeypatch.setattr("benchmarks.bench.run.Parts.do", interrupted)
     plan = Plan(arms=[find_arm("floor")], workloads=[TINY], special=[], rounds=2, full=False)
     with pytest.raises(KeyboardInterrupt):
         run(plan, out, Screen())
@@ -124,7 +156,7 @@ def test_the_speed_does_not_rot() -> None:
                     for name, (step, _) in GUARDED.items():
                         workload = msgspec.structs.replace(TINY, name=name, measures=(metrics.cost,))
                         tag = 1_000 * number + (500 if step is FLOOD else 0)
-                        trial = do_trial(place, running, workload, step, number=number, first_tag=tag)
+                        trial = do_trial(place, running, Turn(workload, step, tag), number=number)
                         assert trial.metrics["failed"] == 0
                         costs[name, running.arm.name].append(trial.metrics["cpu_us_per_event"])
     for name, (_, measured) in GUARDED.items():

@@ -31,7 +31,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     save(RESULT, path)
     assert load(path) == RESULT
     assert [*msgspec.json.decode(path.read_bytes())] == [
-        "schema", "seed", "git", "env", "calibration", "arms", "trials", "summary",
+        "schema", "seed", "git", "env", "calibration", "arms", "speed", "trials", "summary",
     ]  # fmt: skip
     assert [child.name for child in path.parent.iterdir()] == ["result.json"]
 
