@@ -1,4 +1,4 @@
-"""Each deadline fires at exactly its time, with exactly its code, and nothing but progress puts it off."""
+"""Each deadline fires at its time, with its code, and nothing but progress puts it off; only quick pieces blur it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from engine import (
     Usage,
     UsagePiece,
 )
+from engine.deadlines import SLACK_SECONDS, Phases
 
 from .scripted import (
     FOREVER,
@@ -374,3 +375,25 @@ def test_a_wish_for_longer_is_refused_with_what_is_allowed(name: str) -> None:
 def test_a_wish_for_as_long_or_for_nothing_changes_nothing() -> None:
     assert Deadlines().shortened(DeadlineWish()) == Deadlines()
     assert Deadlines().shortened(DeadlineWish(total=120, idle=30)) == Deadlines()
+
+
+@pytest.mark.parametrize(("idle", "gap", "most_moves"), [(30.0, 0.05, 20), (30.0, 0.3, 101), (2.0, 0.003, 20)])
+async def test_after_quick_pieces_the_idle_deadline_is_never_early_and_at_most_a_hundredth_late(
+    autojump_clock: MockClock, idle: float, gap: float, most_moves: int
+) -> None:
+    moves: list[float] = []
+    phases = Phases(Deadlines(idle=idle), moves.append)
+    for _ in range(100):
+        await trio.sleep(gap)
+        phases.enter("idle")
+        assert -1e-9 <= phases.due_at - (trio.current_time() + idle) <= min(idle / 100, SLACK_SECONDS) + 1e-9
+        assert moves[-1] == phases.due_at
+    assert len(moves) <= most_moves
+
+
+async def test_after_slow_pieces_it_is_exact(autojump_clock: MockClock) -> None:
+    phases = Phases(Deadlines(idle=30), lambda _: None)
+    for _ in range(10):
+        await trio.sleep(2 * SLACK_SECONDS)
+        phases.enter("idle")
+        assert phases.due_at == trio.current_time() + 30

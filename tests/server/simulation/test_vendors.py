@@ -215,7 +215,7 @@ async def test_a_fault_leads_to_its_code(
     assert bool(text) == (partly or fault in ("endless_line", "no_end_mark"))
     assert None not in ends, "whoever did not get its answer has closed"
     if code == "timeout.idle":
-        assert seconds == scene.calls[0].content_times[-1] + LIMITS.idle
+        assert -1e-9 <= seconds - (scene.calls[0].content_times[-1] + LIMITS.idle) <= LIMITS.idle / 100 + 1e-9
     if fault == "status_429":
         assert error.retry_after == 1.0
 
