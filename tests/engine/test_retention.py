@@ -63,7 +63,7 @@ async def test_an_ended_run_holds_no_request(autojump_clock: MockClock, how: str
 
 async def test_an_ended_run_holds_the_answers_pieces_no_more(autojump_clock: MockClock) -> None:
     word = str(b"four", "ascii")  # an object of its own
-    run = Run("run", spec_for(ScriptedProvider((1, text("twenty-", word)))))
+    run = Run("run", spec_for(ScriptedProvider((1, text("twenty-")), (2, text(word)))))
     await run.execute()
     gc.collect()
     assert run.response == "twenty-four"

@@ -20,9 +20,11 @@ from engine import (
     Run,
     StreamingConfig,
     TextDelta,
+    TextPiece,
     Usage,
     UsagePiece,
 )
+from engine.trace import CANCELLED, InMemoryTraces
 
 from .scripted import (
     FOREVER,
@@ -378,3 +380,23 @@ async def test_an_answer_that_was_complete_stays_one_when_the_surrounding_is_can
         await trio.sleep_forever()
     assert_ended_once(run)
     assert isinstance(run.log.terminal, GenerationComplete)
+
+
+async def test_what_a_model_still_says_after_the_end_is_in_no_trace(autojump_clock: MockClock) -> None:
+    async def answer(emit: Emit) -> None:
+        emit([SENT, TextPiece("a")])
+        try:
+            await trio.sleep_forever()
+        finally:
+            emit([TextPiece("b"), UsagePiece(7, 7), FinishPiece("stop")])
+
+    traces = InMemoryTraces()
+    run = Run("run", spec_for(ProgrammedProvider(answer), trace=traces))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.execute)
+        await trio.sleep(1)
+        run.stop()
+    (model,) = [span for span in traces.trace("run") if span.kind == "model"]
+    assert model.error == CANCELLED
+    assert model.attributes["output_tokens"] == 1, "an estimate of what was said before"
+    assert "finish_reason" not in model.attributes
