@@ -136,7 +136,11 @@ def stop_by_nobody(seen: Observations) -> None:
 
 
 def fire_late(seen: Observations) -> None:
-    ended(seen, Error("timeout.idle", "silent", "Hello"), at=32.000_001)
+    ended(seen, Error("timeout.idle", "silent", "Hello"), at=32.250_001)
+
+
+def fire_idle_early(seen: Observations) -> None:
+    ended(seen, Error("timeout.idle", "silent", "Hello"), at=31.999_999)
 
 
 def fire_total_early(seen: Observations) -> None:
@@ -254,6 +258,7 @@ VIOLATIONS: dict[Callable[[Observations], None], set[str]] = {
     go_on_after_a_stop: {"nothing_after_a_stop"},
     stop_by_nobody: {"nobody_stops_what_nobody_stopped"},
     fire_late: {"deadlines_are_kept"},
+    fire_idle_early: {"deadlines_are_kept"},
     fire_total_early: {"deadlines_are_kept"},
     last_too_long: {"deadlines_are_kept"},
     leave_a_call_open: {"no_call_outlives_its_run"},
