@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import structlog
 import trio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, exc
 
 from engine import Message
 from engine.memory import AtHand, MemoryEntry, MemoryRefusedError, TurnRecord, WorkingMemoryChange
@@ -24,7 +25,7 @@ from .pending import PendingSaves
 from .records import MemorySettings, WorkingMemorySettings
 from .store import history, memories, rows, turns
 from .store.database import Database
-from .store.errors import StoreUnavailableError
+from .store.errors import StoreUnavailableError, reason_of
 from .store.times import time_text
 from .unsaved_turns import UnsavedTurns
 from .working_memory import patch_document, read_document
@@ -72,6 +73,10 @@ class _Known(NamedTuple):
     memories: Sequence[MemoryEntry] | None
 
 
+class _RecallFailedError(Exception):
+    """The search for memories failed in the transaction that begins the turn, which is undone by that."""
+
+
 class StoredMemory:
     """Memory over a database; see ``engine.memory.Memory``. Made for each run; holds nothing that must be closed."""
 
@@ -113,7 +118,12 @@ class StoredMemory:
         """Keep the user's message, once, before its run starts; see ``Memory``."""
         self._run_id = run_id
         await self._store.pending.wait_saved(self._session)
-        self._known = await self._database.write(self._begin_turn, run_id, message, self._store.now())
+        now = self._store.now()
+        try:
+            self._known = await self._database.write(self._begin_turn, run_id, message, now)
+        except _RecallFailedError as error:  # its run goes on without, and may find more luck by itself
+            _logger.warning("recall.failed", run_id=run_id, reason=str(error))
+            self._known = await self._database.write(self._begin_turn_without_recall, run_id, message, now)
 
     def at_hand(self) -> AtHand:
         """What ``begin_turn`` read along: ``MemoryUse.at_hand`` for a run that is shown as much as the settings say."""
@@ -193,14 +203,22 @@ class StoredMemory:
     def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""
         said = self._read_history(connection)
-        known = _Known(said, self._recall_few(connection, message.content, said))
+        try:
+            recalled = self._recall_few(connection, message.content, said)
+        except (exc.SQLAlchemyError, sqlite3.Error) as error:
+            raise _RecallFailedError(reason_of(error)) from error
         turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
-        return known
+        return _Known(said, recalled)
+
+    def _begin_turn_without_recall(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
+        said = self._read_history(connection)
+        turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
+        return _Known(said, None)
 
     def _recall_few(self, c: Connection, text: str, said: Sequence[Message]) -> Sequence[MemoryEntry] | None:
         """What is recalled, where it is found at once: by words, among few; else None."""
-        limit, total = self._settings.recall_limit, memories.count_few(c, self._scope)
-        if limit < 1 or not total:
+        limit = self._settings.recall_limit
+        if limit < 1 or not (total := memories.count_few(c, self._scope)):
             return ()
         if self._meaning is not None:
             return None

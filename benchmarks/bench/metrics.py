@@ -77,14 +77,7 @@ def failures(seen: Seen) -> Metrics:
 
 def first_times(seen: Seen) -> Metrics:
     """First byte and first event from the scheduled start on, and what of it is not the upstream's own."""
-    own = own_time_ns(seen.log)
-    streams = answered(seen)
-    events = [(stream, (stream.first_event_ns - stream.scheduled_ns)) for stream in streams]
-    return {
-        **percentiles("ttfb_ms", ((stream.first_byte_ns - stream.scheduled_ns) / MS for stream in streams)),
-        **percentiles("ttfe_ms", (taken / MS for _, taken in events)),
-        **percentiles("ttfe_added_ms", ((ns - own[stream.tag]) / MS for stream, ns in events if stream.tag in own)),
-    }
+    return _first_percentiles(seen, ((stream, MS) for stream in answered(seen)), digits=4)
 
 
 def lateness(seen: Seen) -> Metrics:
@@ -179,19 +172,26 @@ def in_pieces(seen: Seen, measured: Metrics) -> Metrics:
 
 def first_times_in_pieces(seen: Seen) -> Metrics:
     """As ``first_times``, each request's by the microseconds of a piece about when it was under way."""
-    found: dict[str, list[float]] = {"ttfb_ms": [], "ttfe_ms": [], "ttfe_added_ms": []}
-    own = own_time_ns(seen.log)
+    units: list[tuple[Stream, float]] = []
     for stream in answered(seen):
         piece_us = seen.pieces.near_us((stream.scheduled_ns + stream.first_event_ns) // 2)
         if piece_us is None:
             return {}
-        unit = MS * piece_us
+        units.append((stream, MS * piece_us))
+    return _first_percentiles(seen, units, digits=9)
+
+
+def _first_percentiles(seen: Seen, units: Iterable[tuple[Stream, float]], digits: int) -> Metrics:
+    """Of the streams' first times, each in a unit of its own: so many nanoseconds."""
+    own = own_time_ns(seen.log)
+    found: dict[str, list[float]] = {"ttfb_ms": [], "ttfe_ms": [], "ttfe_added_ms": []}
+    for stream, unit_ns in units:
         taken = stream.first_event_ns - stream.scheduled_ns
-        found["ttfb_ms"].append((stream.first_byte_ns - stream.scheduled_ns) / unit)
-        found["ttfe_ms"].append(taken / unit)
+        found["ttfb_ms"].append((stream.first_byte_ns - stream.scheduled_ns) / unit_ns)
+        found["ttfe_ms"].append(taken / unit_ns)
         if stream.tag in own:
-            found["ttfe_added_ms"].append((taken - own[stream.tag]) / unit)
-    return {key: value for name, values in found.items() for key, value in percentiles(name, values, 9).items()}
+            found["ttfe_added_ms"].append((taken - own[stream.tag]) / unit_ns)
+    return {key: value for name, values in found.items() for key, value in percentiles(name, values, digits).items()}
 
 
 def memory(seen: Seen) -> Metrics:

@@ -33,7 +33,11 @@ WARM_UP = Step(n=30, script="flood-20", starts_s=[number / 100 for number in ran
 class Place(msgspec.Struct, frozen=True):
     """What a trial needs around it.
 
-    The upstream, the client's core (None: any), who hears how far it is, and who knows how fast the arm's core is.
+    Attributes:
+        upstream: of all arms.
+        cpu: the client's core; None for any.
+        on_progress: told how far a trial is.
+        yardstick: knows how fast the arm's core is; None where nobody measures that.
     """
 
     upstream: RunningUpstream
@@ -135,13 +139,6 @@ class Parts:
             in_pieces=turn.workload.in_pieces(seen, measured),
             hist=histograms(seen),
         )
-
-
-def do_trial(place: Place, running: RunningArm, turn: Turn, *, number: int) -> Trial:
-    """A step in one go."""
-    trial = Parts().do(place, running, turn, number=number)
-    assert trial is not None
-    return trial
 
 
 def why_not_counted(place: Place, outcome: Outcome, limits: Limits | None) -> str:

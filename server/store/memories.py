@@ -183,8 +183,7 @@ def search_memories(c: Connection, scope: Scope, query: str, limit: int) -> list
 
     Any text is a query; one without words finds nothing.
     """
-    terms = query_terms(query)
-    return _search(c, scope, terms, limit) if terms and limit > 0 else []
+    return _search(c, scope, query_terms(query), limit)
 
 
 def count_few(c: Connection, scope: Scope) -> int:
@@ -201,14 +200,14 @@ def search_few(c: Connection, scope: Scope, query: str, limit: int, total: int) 
     terms = query_terms(query)
     if total > FEW_MEMORIES or len(terms) > FEW_TERMS:
         return None
-    return _search(c, scope, terms, limit, total) if terms and limit > 0 else []
+    return _search(c, scope, terms, limit, total)
 
 
 def _search(
     c: Connection, scope: Scope, terms: Sequence[str], limit: int, total: int | None = None
 ) -> list[StoredMemory]:
     """``total`` is how many memories there are, from who knows."""
-    found = select_candidates(c, scope, terms)
+    found = select_candidates(c, scope, terms) if terms and limit > 0 else None
     if not found:
         return []
     if total is None:

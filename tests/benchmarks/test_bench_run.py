@@ -18,7 +18,7 @@ from benchmarks.bench.report import page
 from benchmarks.bench.result import Result, Trial, load
 from benchmarks.bench.run import Plan, Screen, plan_of, run
 from benchmarks.bench.table import table
-from benchmarks.bench.trial import Place, do_trial, warm_up
+from benchmarks.bench.trial import Parts, Place, warm_up
 from benchmarks.bench.turns import Turn
 from benchmarks.bench.workloads import MODEL, Step, Workload, spread
 
@@ -156,7 +156,8 @@ def test_the_speed_does_not_rot() -> None:
                     for name, (step, _) in GUARDED.items():
                         workload = msgspec.structs.replace(TINY, name=name, measures=(metrics.cost,))
                         tag = 1_000 * number + (500 if step is FLOOD else 0)
-                        trial = do_trial(place, running, Turn(workload, step, tag), number=number)
+                        trial = Parts().do(place, running, Turn(workload, step, tag), number=number)
+                        assert trial is not None
                         assert trial.metrics["failed"] == 0
                         costs[name, running.arm.name].append(trial.metrics["cpu_us_per_event"])
     for name, (_, measured) in GUARDED.items():
