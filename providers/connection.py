@@ -16,7 +16,8 @@ import trio
 
 from .chunked import LAST_CHUNK, ChunkedReader
 from .heads import PLAIN_HEAD, AnswerHead, PreparedHead, parse_plain_head
-from .network import READ_BYTES, is_readable
+from .network import READ_BYTES, is_readable, read_into
+from .tcp import Take
 
 MAX_HEAD_BYTES = 65_536
 """A response head that is still incomplete past this many bytes is refused."""
@@ -142,10 +143,13 @@ class Connection:
                 raise unwritten from unwritten.__cause__
             raise
 
-    async def receive(self) -> bytes:
+    async def receive(self, take: Take | None = None) -> bytes:
         """All body bytes that one read brought, as one chunk; b"" at the end of the body.
 
-        An error or a cancellation in here closes the connection.
+        ``take`` is handed what comes while this waits, where that can be read without waking this task: it goes on
+        waiting for what comes after, and returns b"" if ``take`` has enough. A chunk that is returned was not taken.
+
+        An error or a cancellation in here, and what ``take`` raises, closes the connection.
 
         Raises:
             httpx.ReadError: the connection broke or ended; what came before is returned first.
@@ -156,7 +160,10 @@ class Connection:
                 if self._fault is not None:
                     with self._reading:
                         raise self._fault
-                self._take_body(bytes(await self._stream.receive_some(READ_BYTES)))
+                if take is None:
+                    self._take_body(bytes(await self._stream.receive_some(READ_BYTES)))
+                elif await self._hand_on(take):
+                    break
         except _BROKEN as exc:
             await self.aclose()
             raise _as_read_error(exc) from exc
@@ -165,6 +172,23 @@ class Connection:
             raise
         chunk, self._parsed = self._parsed, b""
         return chunk
+
+    async def _hand_on(self, take: Take) -> bool:
+        """Hand on what comes, up to something that is not plain, which is then there for ``receive``; True: enough."""
+        enough = False
+
+        def take_chunks(data: bytes) -> bool:
+            nonlocal enough
+            self._take_body(data)
+            if self._ended or self._fault is not None:
+                return False
+            if chunk := self._parsed:
+                self._parsed = b""
+                enough = not take(chunk)
+            return not enough
+
+        await read_into(self._stream, take_chunks)
+        return enough
 
     @property
     def finished(self) -> bool:
@@ -346,16 +370,16 @@ class ResponseBody(httpx.AsyncByteStream):
             return chunk
         raise StopAsyncIteration
 
-    def receive(self) -> Awaitable[bytes]:
+    def receive(self, take: Take | None = None) -> Awaitable[bytes]:
         """All that one read brought, as one chunk; b"" at the end of the body, and again after it.
 
-        An error or a cancellation in here closes the connection.
+        ``take``, and what closes the connection: as ``Connection.receive``.
 
         Raises:
             httpx.ReadError, httpx.RemoteProtocolError: as ``Connection.receive``.
             httpx.StreamClosed: the body was closed before its end.
         """
-        return _nothing_more(self._finished) if self._connection is None else self._connection.receive()
+        return _nothing_more(self._finished) if self._connection is None else self._connection.receive(take)
 
     @property
     def finished(self) -> bool:

@@ -203,19 +203,12 @@ async def stream_answer(
             if head.coding != "identity":
                 raise _compressed()
             del head
-            while not decoder.done:
-                chunk = await body.receive()
-                if not chunk:
-                    if decoder.may_end:
-                        break
-                    raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
-                pieces: list[Piece] = []
-                try:
-                    decoder.feed(chunk, pieces)
-                finally:  # what came before an error was said
-                    if pieces:
-                        emit(pieces)
-                del chunk, pieces
+            take = partial(_decode, decoder, emit)
+            while not decoder.done and (chunk := await body.receive(take)):
+                take(chunk)
+                del chunk
+            if not (decoder.done or decoder.may_end):
+                raise ProviderError("upstream.truncated", "the model's answer ended without its end mark")
             if decoder.overrun:
                 await body.discard()
             elif not body.finished:
@@ -230,6 +223,17 @@ async def stream_answer(
         elif error.code == "upstream.auth":
             error.args = (f"{error}; no key was sent, api_key_env names the variable that holds one",)
         raise
+
+
+def _decode(decoder: Decoder, emit: Emit, chunk: bytes) -> bool:
+    """Push what the chunk holds; whether the answer goes on after it."""
+    pieces: list[Piece] = []
+    try:
+        decoder.feed(chunk, pieces)
+    finally:  # what came before an error was said
+        if pieces:
+            emit(pieces)
+    return not decoder.done
 
 
 async def fetch_json(client: httpx.AsyncClient, request: VendorRequest, max_bytes: int) -> bytes:

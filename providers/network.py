@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import httpx
 import trio
 
-from .tcp import open_tcp
+from .tcp import Take, open_tcp
 
 _CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
@@ -54,6 +54,23 @@ def is_readable(stream: trio.abc.Stream) -> bool:
     """Whether a read of ``stream`` would return at once; False where there is no way to tell."""
     probe: Callable[[], bool] | None = getattr(stream, "is_readable", None)  # ``isinstance`` takes 15 µs here
     return probe is not None and probe()
+
+
+async def read_into(stream: trio.abc.Stream, take: Take) -> None:
+    """Hand ``take`` what each read of ``stream`` brings, until it says False or that was the end, b"".
+
+    A stream may have a ``read_into(take)`` of its own, as ``TcpStream`` has, and read in another task.
+
+    Raises:
+        trio.BrokenResourceError, trio.ClosedResourceError: as ``receive_some``.
+        BaseException: what ``take`` raises.
+    """
+    own: Callable[[Take], Awaitable[None]] | None = getattr(stream, "read_into", None)
+    if own is not None:
+        await own(take)
+        return
+    while take(data := bytes(await stream.receive_some(READ_BYTES))) and data:
+        pass
 
 
 class TcpConnect:
@@ -201,6 +218,24 @@ class TlsStream(trio.abc.Stream):
                 self._take(await self._transport.receive_some(max_bytes or READ_BYTES))
         raise trio.BrokenResourceError(f"TLS failed: {self._fault}") from self._fault
 
+    async def read_into(self, take: Take) -> None:
+        """See the function ``read_into``: what needs no answer of TLS's own is decrypted where the transport reads."""
+        enough = False
+
+        def take_records(received: bytes) -> bool:
+            nonlocal enough
+            self._take(received)
+            if data := self._decrypt():
+                enough = not take(data)
+            return not (enough or self._is_special)
+
+        while not enough:
+            if self._undecrypted or self._is_special:
+                data = await self.receive_some()
+                enough = not (take(data) and data)
+            else:
+                await read_into(self._transport, take_records)
+
     def is_readable(self) -> bool:
         """Whether the peer has ended TLS or broken it, or the transport has something to read."""
         return self._ended or self._fault is not None or is_readable(self._transport)
@@ -208,6 +243,11 @@ class TlsStream(trio.abc.Stream):
     async def aclose(self) -> None:
         """Close the transport without TLS's end mark, as HTTP clients do."""
         await self._transport.aclose()
+
+    @property
+    def _is_special(self) -> bool:
+        """Whether reading on is more than to decrypt: there is an end or a fault, or TLS has something to say."""
+        return self._ended or self._fault is not None or bool(self._outgoing.pending)
 
     def _decrypt(self) -> bytes:
         """All records that are whole, joined; notes the end or the fault behind them, which OpenSSL tells once."""

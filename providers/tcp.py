@@ -6,10 +6,19 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
+import outcome
 import trio
 
+from .readiness import Readiness, shared_readiness
+
 DEFAULT_READ_BYTES = 65_536
+
+Take: TypeAlias = Callable[[bytes], bool]
+"""Takes what one read brought, b"" at the end; whether more is wanted. Synchronous, and not in its owner's task."""
 
 
 async def open_tcp(host: str, port: int) -> TcpStream:
@@ -52,10 +61,11 @@ class TcpStream(trio.abc.Stream):
     one by one: each cost a read in vain, an exception and, where one was there, a scheduler pass of its own.
     """
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_pushing", "_socket")
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._pushing: _Pushing | None = None
 
     @classmethod
     def of(cls, stream: trio.SocketStream) -> TcpStream:
@@ -77,9 +87,31 @@ class TcpStream(trio.abc.Stream):
             except BlockingIOError:  # nothing after all, as select(2) warns
                 continue
             except OSError as error:
-                raise _broken(error) from error
+                raise _broken(error)  # noqa: B904 - it has its cause
         await trio.lowlevel.checkpoint()
         raise _closed()
+
+    async def read_into(self, take: Take) -> None:
+        """Hand ``take`` what each read brings, until it says False or that was the end, b"".
+
+        Where a task waits for all sockets (``share_readiness``), that one reads, and this task sleeps on meanwhile.
+
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: as ``receive_some``.
+            BaseException: what ``take`` raises.
+        """
+        while (readiness := shared_readiness()) is not None and (descriptor := self._socket.fileno()) != -1:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._pushing = _Pushing(descriptor, take, readiness)
+            try:
+                if not await self._pushing.wait():
+                    return
+            finally:
+                self._pushing = None
+        while (data := await self.receive_some()) and take(data):
+            pass
+        if not data:
+            take(data)
 
     def is_readable(self) -> bool:
         """Whether a read would return at once."""
@@ -106,7 +138,7 @@ class TcpStream(trio.abc.Stream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise _broken(error) from error
+            raise _broken(error)  # noqa: B904 - it has its cause
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio's."""
@@ -118,12 +150,72 @@ class TcpStream(trio.abc.Stream):
         """As trio's."""
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
+            if self._pushing is not None:
+                self._pushing.end(outcome.Error(_closed()))
             self._socket.close()
         await trio.lowlevel.checkpoint()
 
 
+class _Pushing:
+    """A task's wait for all that comes from its socket, while another one reads it and hands it to ``take``."""
+
+    __slots__ = ("_cancelled", "_descriptor", "_is_taking", "_readiness", "_take", "_task")
+
+    def __init__(self, descriptor: int, take: Take, readiness: Readiness) -> None:
+        self._descriptor = descriptor
+        self._take = take
+        self._readiness = readiness
+        self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        self._is_taking = self._cancelled = False
+
+    async def wait(self) -> bool:
+        """Until ``take`` has enough: False; or until nobody reads for it any more. Raises what reading raises."""
+        self._readiness.watch(self._descriptor, self._read, partial(self.end, outcome.Value(True)))
+        stopped: bool = await trio.lowlevel.wait_task_rescheduled(self._give_up)
+        return stopped
+
+    def end(self, became: outcome.Outcome[bool]) -> None:
+        """Wake the task with that, if it still waits."""
+        if self._task is not None:
+            self._readiness.forget(self._descriptor)
+            trio.lowlevel.reschedule(self._task, became)
+            self._task = None
+
+    def _read(self) -> None:
+        """There is something: hand it on."""
+        try:
+            data = os.read(self._descriptor, DEFAULT_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.end(outcome.Error(_broken(error)))
+            return
+        self._is_taking = True
+        try:
+            wants_more = self._take(data)
+        except BaseException as error:  # noqa: BLE001 - the waiting task's business, and raised there
+            self.end(outcome.Error(error))
+            return
+        self._is_taking = False
+        if not (wants_more and data):
+            self.end(outcome.Value(False))
+        elif self._cancelled:
+            self.end(outcome.Value(True))
+
+    def _give_up(self, _: object) -> trio.lowlevel.Abort:
+        """It is cancelled; by ``take`` itself, perhaps: then what that raises is not lost."""
+        if self._is_taking:
+            self._cancelled = True
+            return trio.lowlevel.Abort.FAILED
+        self._task = None
+        self._readiness.forget(self._descriptor)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
 def _broken(error: OSError) -> trio.BrokenResourceError:
-    return trio.BrokenResourceError(f"socket connection broken: {error}")
+    broken = trio.BrokenResourceError(f"socket connection broken: {error}")
+    broken.__cause__ = error
+    return broken
 
 
 def _closed() -> trio.ClosedResourceError:

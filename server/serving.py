@@ -29,8 +29,9 @@ from hypercorn.utils import parse_socket_addr, wrap_app
 from quart_trio import QuartTrio
 
 from providers.chunked import chunked
+from providers.readiness import share_readiness
 
-from .departures import Departures, open_epoll
+from .departures import Departures
 from .direct import CLEANUP_SECONDS, DIRECT, DirectRoutes
 from .doorkeeper import LINGER_SECONDS, Doorkeeper, accept_all
 from .http11 import Http11
@@ -307,23 +308,22 @@ async def serve(
 
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
-    with open_epoll() as epoll:
-        async with trio.open_nursery() as watching:
-            site = _site(app, limits or ServingLimits(), Departures(epoll, watching))
-            watching.start_soon(site.departures.run)
-            watching.start_soon(site.idling.run)
-            async with trio.open_nursery() as connections:
-                async with trio.open_nursery() as accepting:
-                    take = partial(_take, site, connections, Doorkeeper())
-                    for listener in listeners:
-                        accepting.start_soon(accept_all, listener, take)
-                    task_status.started()
-                    await stopping.wait()
-                    accepting.cancel_scope.cancel(reason="serving has ended")
-                await site.context.terminated.set()
-                site.idling.end_all("serving has ended")
-                connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
-            watching.cancel_scope.cancel(reason="serving has ended")
+    async with trio.open_nursery() as watching:
+        readiness = await watching.start(share_readiness)
+        site = _site(app, limits or ServingLimits(), Departures(readiness, watching))
+        watching.start_soon(site.idling.run)
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                take = partial(_take, site, connections, Doorkeeper())
+                for listener in listeners:
+                    accepting.start_soon(accept_all, listener, take)
+                task_status.started()
+                await stopping.wait()
+                accepting.cancel_scope.cancel(reason="serving has ended")
+            await site.context.terminated.set()
+            site.idling.end_all("serving has ended")
+            connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
+        watching.cancel_scope.cancel(reason="serving has ended")
 
 
 def _take(site: Site, nursery: trio.Nursery, doorkeeper: Doorkeeper, stream: Any) -> None:

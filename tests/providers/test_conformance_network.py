@@ -26,6 +26,7 @@ from engine.provider import Message, ModelRequest
 from providers.baidu_v1 import BaiduV1Wire
 from providers.http import open_client
 from providers.network import Connect, TcpConnect
+from providers.readiness import share_readiness
 from providers.wire import Endpoint, HttpProvider
 from server.testing.memory_network import MemoryNetwork
 
@@ -259,12 +260,15 @@ async def test_a_caller_that_leaves_takes_the_connection_along(case: WireCase, a
 
 
 @by_case
-async def test_the_same_over_a_real_socket(case: WireCase) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+async def test_the_same_over_a_real_socket(case: WireCase, *, shared: bool) -> None:
     vendor = FrameVendor(frame_by_frame(case), every=0.0)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, vendor.serve, listeners)
+        if shared:
+            await nursery.start(share_readiness)
         async with open_provider(case, TcpConnect(NO_TLS), f"http://127.0.0.1:{port}/v1") as provider:
             for _ in range(2):
                 heard = await ask(provider)

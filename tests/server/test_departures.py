@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from server.departures import Departures, open_epoll
+from providers.readiness import share_readiness
+from server.departures import Departures
 from server.sockets import SocketStream
 from server.testing.memory_network import MemoryNetwork
 
@@ -48,12 +49,10 @@ async def connection(kind: str) -> AsyncIterator[tuple[Watched, trio.abc.HalfClo
 @asynccontextmanager
 async def departures(*, epoll: bool = True) -> AsyncIterator[Departures]:
     """Departures at work, as on a system with epoll or without."""
-    with open_epoll() as its_set:
-        async with trio.open_nursery() as nursery:
-            watching = Departures(its_set if epoll else None, nursery)
-            nursery.start_soon(watching.run)
-            yield watching
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        readiness = await nursery.start(share_readiness)
+        yield Departures(readiness if epoll else None, nursery)
+        nursery.cancel_scope.cancel()
 
 
 BOTH = pytest.mark.parametrize("kind", ["memory", "socket"])

@@ -1,0 +1,85 @@
+"""One task waits for all sockets that others want to read from, and tells them: a token wakes no task of its own."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeAlias
+
+import trio
+
+BURST = 16
+"""How often it looks again before other tasks have their turn: what came while it told the others costs no pass."""
+
+Call: TypeAlias = Callable[[], None]
+"""Synchronous, and must not raise."""
+
+
+class Readiness:
+    """Sockets that are watched, in an epoll set of their own; that is itself a descriptor, which ``run`` waits for."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        """``epoll`` is the caller's, and outlives who is watched."""
+        self._epoll = epoll
+        self._watched: dict[int, tuple[Call, Call | None]] = {}
+
+    def watch(self, descriptor: int, on_readable: Call, on_end: Call | None = None, *, flags: int = 0) -> None:
+        """From now on, to ``forget``, call ``on_readable`` as long as there is something to read, the end or an error.
+
+        ``on_end`` is called when ``run`` has ended, and nobody is told any more; who comes later is not told of that.
+        ``flags`` are epoll's: ``EPOLLONESHOT`` to be told once.
+        """
+        if not self._epoll.closed:
+            self._epoll.register(descriptor, select.EPOLLIN | flags)
+            self._watched[descriptor] = on_readable, on_end
+
+    def forget(self, descriptor: int) -> None:
+        """Of one that is not watched: nothing. Comes before the descriptor is closed."""
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    async def run(self) -> None:
+        """Tell them, until cancelled."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll)
+                self._tell()
+        finally:
+            for descriptor, (_, on_end) in list(self._watched.items()):
+                self.forget(descriptor)
+                if on_end is not None:
+                    on_end()
+
+    def _tell(self) -> None:
+        for _ in range(BURST):
+            ready = self._epoll.poll(0)
+            for descriptor, _ in ready:
+                if (told := self._watched.get(descriptor)) is not None:  # one told before may have closed it
+                    told[0]()
+            if not ready:
+                break
+
+
+_shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)
+
+
+def shared_readiness() -> Readiness | None:
+    """What is run for everybody now; None: who waits for a socket waits for it alone."""
+    return _shared.get()
+
+
+async def share_readiness(*, task_status: trio.TaskStatus[Readiness | None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Be that for everybody, until cancelled; where a system has no epoll, do nothing. The latest one counts."""
+    if not hasattr(select, "epoll"):
+        task_status.started(None)
+        return
+    with closing(select.epoll()) as epoll:
+        readiness = Readiness(epoll)
+        _shared.set(readiness)
+        task_status.started(readiness)
+        try:
+            await readiness.run()
+        finally:
+            if _shared.get() is readiness:
+                _shared.set(None)

@@ -1,0 +1,302 @@
+"""One task reads for all who wait: on real sockets, with that task and without it."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from providers.readiness import BURST, Readiness, share_readiness, shared_readiness
+from providers.tcp import TcpStream
+
+Pair = tuple[TcpStream, socket.socket]
+Reading = Callable[[], AbstractAsyncContextManager[trio.Nursery]]
+
+
+def connected() -> Iterator[Pair]:
+    """A stream and its peer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        near.setblocking(False)
+        yield TcpStream(near), far
+
+
+pair = pytest.fixture(connected, name="pair")
+another_pair = pytest.fixture(connected, name="another_pair")
+
+
+@asynccontextmanager
+async def sharing() -> AsyncIterator[trio.Nursery]:
+    """A nursery for who reads, with a task that waits for all sockets."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(share_readiness)
+        async with trio.open_nursery() as reading:
+            yield reading
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def alone() -> AsyncIterator[trio.Nursery]:
+    """A nursery for who reads."""
+    async with trio.open_nursery() as reading:
+        yield reading
+
+
+BOTH = pytest.mark.parametrize("reading", [sharing, alone])
+
+
+class Taker:
+    """Takes what comes, until it has had so many."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.taken: list[bytes] = []
+        self.in_tasks: set[trio.lowlevel.Task] = set()
+
+    def take(self, data: bytes) -> bool:
+        self.taken.append(data)
+        self.in_tasks.add(trio.lowlevel.current_task())
+        return len(self.taken) < self.most
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+@BOTH
+async def test_it_is_handed_on_until_there_is_enough(pair: Pair, reading: Reading) -> None:
+    stream, far = pair
+    taker = Taker(2)
+    async with reading() as nursery:
+        nursery.start_soon(stream.read_into, taker.take)
+        for data in (b"a", b"b", b"c"):
+            await wait_all_tasks_blocked()
+            far.sendall(data)
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b"c"
+    assert taker.taken == [b"a", b"b"]
+
+
+@BOTH
+async def test_the_end_is_handed_on_once(pair: Pair, reading: Reading) -> None:
+    stream, far = pair
+    taker = Taker()
+    far.sendall(b"last")
+    far.close()
+    async with reading():
+        await stream.read_into(taker.take)
+    assert taker.taken == [b"last", b""]
+
+
+@BOTH
+async def test_a_reset_is_a_broken_stream(pair: Pair, reading: Reading) -> None:
+    stream, far = pair
+    reset(far)
+    async with reading():
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await stream.read_into(Taker().take)
+        assert isinstance(broken.value.__cause__, ConnectionResetError)
+
+
+@BOTH
+async def test_closing_ends_the_wait_and_refuses_the_next(pair: Pair, reading: Reading) -> None:
+    stream, _ = pair
+    taker = Taker()
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.read_into(taker.take)
+
+    async with reading() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        await stream.aclose()
+        await wait_all_tasks_blocked()
+        await read()
+    assert taker.taken == []
+
+
+@BOTH
+async def test_who_is_cancelled_takes_nothing(pair: Pair, reading: Reading) -> None:
+    stream, far = pair
+    taker = Taker()
+    async with reading():
+        for seconds in (0, 0.01):
+            with trio.move_on_after(seconds) as scope:
+                await stream.read_into(taker.take)
+            assert scope.cancelled_caught
+        far.sendall(b"kept")
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b"kept"
+    assert taker.taken == []
+
+
+@BOTH
+async def test_what_taking_raises_is_raised_there_alone(pair: Pair, another_pair: Pair, reading: Reading) -> None:
+    def refuse(data: bytes) -> bool:
+        raise LookupError(data)
+
+    async def read() -> None:
+        with pytest.raises(LookupError):
+            await pair[0].read_into(refuse)
+
+    taker = Taker(1)
+    async with reading() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(another_pair[0].read_into, taker.take)
+        await wait_all_tasks_blocked()
+        pair[1].sendall(b"a")
+        await wait_all_tasks_blocked()
+        another_pair[1].sendall(b"b")
+    assert taker.taken == [b"b"]
+
+
+@BOTH
+@pytest.mark.parametrize("raises", [True, False])
+async def test_who_is_cancelled_while_taking_loses_no_error(pair: Pair, reading: Reading, *, raises: bool) -> None:
+    stream, far = pair
+    scope = trio.CancelScope()
+
+    def take(_: bytes) -> bool:
+        scope.cancel()
+        if raises:
+            raise LookupError("lost?")
+        return True
+
+    async with reading():
+        far.sendall(b"a")
+        if raises:
+            with pytest.raises(LookupError), scope:
+                await stream.read_into(take)
+        else:
+            with trio.fail_after(5), scope:
+                await stream.read_into(take)
+            assert scope.cancelled_caught
+        far.sendall(b"b")
+        assert await stream.receive_some() == b"b"
+
+
+async def test_a_task_of_its_own_reads_for_all(pair: Pair, another_pair: Pair) -> None:
+    takers = Taker(3), Taker(3)
+    async with sharing() as nursery:
+        for (stream, _), taker in zip((pair, another_pair), takers, strict=True):
+            nursery.start_soon(stream.read_into, taker.take)
+        for _ in range(3):
+            await wait_all_tasks_blocked()
+            for _, far in (pair, another_pair):
+                far.sendall(b"x")
+    assert takers[0].taken == takers[1].taken == [b"x"] * 3
+    assert takers[0].in_tasks == takers[1].in_tasks
+    assert [task.name for task in takers[0].in_tasks] == ["providers.readiness.share_readiness"]
+
+
+async def test_what_comes_meanwhile_is_told_in_the_same_step_and_others_have_their_turn() -> None:
+    """Over a pair that has at once what is written to it."""
+    told: list[str] = []
+    first, first_peer = socket.socketpair()
+    second, second_peer = socket.socketpair()
+
+    def on_first() -> None:
+        told.append("first")
+        if len(told) > 10 * BURST:  # a loop without an end would be a test without one
+            readiness.forget(first.fileno())
+            readiness.forget(second.fileno())
+        if len(told) == 1:
+            second_peer.send(b"x")
+            nursery.start_soon(note_turn)
+
+    async def note_turn() -> None:
+        told.append("others")
+        readiness.forget(first.fileno())
+        readiness.forget(second.fileno())
+
+    with first, first_peer, second, second_peer:
+        async with trio.open_nursery() as nursery:
+            readiness = await nursery.start(share_readiness)
+            readiness.watch(first.fileno(), on_first)
+            readiness.watch(second.fileno(), partial(told.append, "second"))
+            first_peer.send(b"x")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    in_a_step = 2 * BURST - 1
+    assert told[:in_a_step] == ["first", *["first", "second"] * (BURST - 1)]
+    assert told.index("others") in (in_a_step, in_a_step + 2 * BURST), "right after this step, or after the next"
+
+
+async def test_one_that_another_closes_is_not_read(pair: Pair, another_pair: Pair) -> None:
+    streams = pair[0], another_pair[0]
+
+    async def read(stream: TcpStream) -> None:
+        try:
+            await stream.read_into(lambda data: close_now(stream, data))
+        except trio.ClosedResourceError:
+            closed.append(stream)
+
+    def close_now(mine: TcpStream, _: bytes) -> bool:
+        for stream in streams:
+            if stream is not mine:
+                nursery.start_soon(stream.aclose)
+        return False
+
+    closed: list[TcpStream] = []
+    async with sharing() as nursery:
+        for stream in streams:
+            nursery.start_soon(read, stream)
+        await wait_all_tasks_blocked()
+        pair[1].sendall(b"x")
+    assert closed == [another_pair[0]]
+
+
+async def test_when_nobody_reads_for_all_any_more_each_reads_alone(pair: Pair) -> None:
+    stream, far = pair
+    taker = Taker(2)
+    async with trio.open_nursery() as reading:
+        async with trio.open_nursery() as nursery:
+            readiness: Readiness = await nursery.start(share_readiness)
+            assert shared_readiness() is readiness
+            reading.start_soon(stream.read_into, taker.take)
+            await wait_all_tasks_blocked()
+            far.sendall(b"a")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert shared_readiness() is None
+        readiness.watch(far.fileno(), lambda: None)  # by somebody who has not heard of it
+        far.sendall(b"b")
+    assert taker.taken == [b"a", b"b"]
+    assert len(taker.in_tasks) == 2
+
+
+async def test_the_latest_counts() -> None:
+    async def share(scope: trio.CancelScope, *, task_status: trio.TaskStatus[Readiness | None]) -> None:
+        with scope:
+            await share_readiness(task_status=task_status)
+
+    scopes = trio.CancelScope(), trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        _, latest = [await nursery.start(share, scope) for scope in scopes]
+        assert shared_readiness() is latest
+        scopes[0].cancel()
+        await wait_all_tasks_blocked()
+        assert shared_readiness() is latest
+        scopes[1].cancel()
+    assert shared_readiness() is None
+
+
+async def test_without_epoll_each_reads_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll")
+    taker = Taker(1)
+    pair[1].sendall(b"a")
+    async with sharing():
+        assert shared_readiness() is None
+        await pair[0].read_into(taker.take)
+    assert taker.in_tasks == {trio.lowlevel.current_task()}
