@@ -12,6 +12,7 @@ events delivered, requests included; ``steady`` is that of the time in which all
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ from benchmarks.bench.drive import ROOT, RunningUpstream, run_client, running_up
 from benchmarks.bench.job import TAG, Job, Progress
 from benchmarks.bench.launching import Launch, Order
 from benchmarks.bench.trial import during
+from benchmarks.bench.turns import FIRST_TAG_STEP
 from benchmarks.bench.yardstick import Yardstick, running_yardstick
 
 SERVER_CORE, OTHER_CORE = 1, 0
@@ -59,6 +61,7 @@ WORK = {
     "steady": Work("paced-10x80", 60, 3.0),
     "gpt4o": Work("gpt4o", 160, 2.0),
 }
+_first_tags = itertools.count(0, FIRST_TAG_STEP)
 MODELS = tuple(dict.fromkeys(work.model for work in WORK.values()))
 
 
@@ -73,8 +76,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def job_for(running: RunningArm, work: Work) -> Job:
-    """The client's job."""
-    request = running.arm.request(work.model, f"bench-{TAG}:{work.model}", headers=running.headers)
+    """The client's job: each stream is a conversation of its own, as in the benchmark."""
+    request = running.arm.request(work.model, f"bench-{TAG}:{work.model}", headers=running.headers, session=f"s-{TAG}")
     return Job(
         host="127.0.0.1",
         port=running.process.port,
@@ -82,6 +85,7 @@ def job_for(running: RunningArm, work: Work) -> Job:
         headers=dict(request.headers),
         body=request.body,
         starts_s=[number * work.spread_s / work.streams for number in range(work.streams)],
+        first_tag=next(_first_tags),
     )
 
 
