@@ -9,9 +9,6 @@ from typing import TypeAlias
 
 import trio
 
-BURST = 16
-"""How often it looks again before other tasks have their turn: what came while it told the others costs no pass."""
-
 Call: TypeAlias = Callable[[], None]
 """Synchronous, and must not raise."""
 
@@ -52,13 +49,13 @@ class Readiness:
                     on_end()
 
     def _tell(self) -> None:
-        for _ in range(BURST):
-            ready = self._epoll.poll(0)
-            for descriptor, _ in ready:
-                if (told := self._watched.get(descriptor)) is not None:  # one told before may have closed it
-                    told[0]()
-            if not ready:
-                break
+        """Tell who is ready, and who becomes so meanwhile: for them that costs no pass. Each once: others wait."""
+        told: set[int] = set()
+        while ready := {descriptor for descriptor, _ in self._epoll.poll(0)} - told:
+            for descriptor in ready:
+                if (calls := self._watched.get(descriptor)) is not None:  # one told before may have closed it
+                    calls[0]()
+            told |= ready
 
 
 _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)
