@@ -69,7 +69,7 @@ class Gathering(Protocol):
 
 
 Take: TypeAlias = Callable[[Sequence[LogEntry], float], bool]
-"""Takes what is new at once, without waiting, in the task that said it; False: not taken, the reader is to come for it.
+"""Takes what is new at once, without waiting, where it is said; False: not taken, the reader is to come for it.
 It is told the time. What it raises, the reader's ``read`` raises."""
 
 

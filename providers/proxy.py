@@ -29,7 +29,8 @@ import httpx
 import trio
 
 from .connection import Connection
-from .network import Connect, NetworkConfigError, Trust, is_readable, open_tls
+from .network import Connect, NetworkConfigError, Trust, is_readable, open_tls, read_into
+from .tcp import Take
 
 _VARIABLES = {
     "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
@@ -112,6 +113,10 @@ class ForwardingStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive."""
         return await self._stream.receive_some(max_bytes)
+
+    async def read_into(self, take: Take) -> None:
+        """As the stream's."""
+        await read_into(self._stream, take)
 
     def is_readable(self) -> bool:
         """Whether a read would return at once; see ``network.Readable``."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import TypeAlias
 
 import trio
@@ -14,20 +14,25 @@ Call: TypeAlias = Callable[[], None]
 
 
 class Readiness:
-    """Sockets that are watched, in an epoll set of their own; that is itself a descriptor, which ``run`` waits for."""
+    """Sockets that are watched, in an epoll set of their own; that is itself a descriptor, which ``run`` waits for.
+
+    Attributes:
+        ended: whether ``run`` has: nobody is told any more.
+    """
 
     def __init__(self, epoll: select.epoll) -> None:
-        """``epoll`` is the caller's, and outlives who is watched."""
+        """``epoll`` is the caller's, and outlives ``run``."""
         self._epoll = epoll
         self._watched: dict[int, tuple[Call, Call | None]] = {}
+        self.ended = False
 
     def watch(self, descriptor: int, on_readable: Call, on_end: Call | None = None, *, flags: int = 0) -> None:
         """From now on, to ``forget``, call ``on_readable`` as long as there is something to read, the end or an error.
 
-        ``on_end`` is called when ``run`` has ended, and nobody is told any more; who comes later is not told of that.
-        ``flags`` are epoll's: ``EPOLLONESHOT`` to be told once.
+        ``on_end`` is called when ``run`` ends; who comes later is not told of that. ``flags`` are epoll's:
+        ``EPOLLONESHOT`` to be told once.
         """
-        if not self._epoll.closed:
+        if not self.ended:
             self._epoll.register(descriptor, select.EPOLLIN | flags)
             self._watched[descriptor] = on_readable, on_end
 
@@ -43,6 +48,7 @@ class Readiness:
                 await trio.lowlevel.wait_readable(self._epoll)
                 self._tell()
         finally:
+            self.ended = True
             for descriptor, (_, on_end) in list(self._watched.items()):
                 self.forget(descriptor)
                 if on_end is not None:
@@ -51,11 +57,11 @@ class Readiness:
     def _tell(self) -> None:
         """Tell who is ready, and who becomes so meanwhile: for them that costs no pass. Each once: others wait."""
         told: set[int] = set()
-        while ready := {descriptor for descriptor, _ in self._epoll.poll(0)} - told:
+        while ready := [descriptor for descriptor, _ in self._epoll.poll(0) if descriptor not in told]:
             for descriptor in ready:
                 if (calls := self._watched.get(descriptor)) is not None:  # one told before may have closed it
                     calls[0]()
-            told |= ready
+            told.update(ready)
 
 
 _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)
@@ -63,20 +69,24 @@ _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared r
 
 def shared_readiness() -> Readiness | None:
     """What is run for everybody now; None: who waits for a socket waits for it alone."""
-    return _shared.get()
+    readiness = _shared.get()
+    return None if readiness is None or readiness.ended else readiness
 
 
-async def share_readiness(*, task_status: trio.TaskStatus[Readiness | None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Be that for everybody, until cancelled; where a system has no epoll, do nothing. The latest one counts."""
+@contextmanager
+def share_readiness() -> Iterator[Readiness | None]:
+    """In the block there is one for everybody, which its owner is to ``run``; None where a system has no epoll.
+
+    The latest one counts.
+    """
     if not hasattr(select, "epoll"):
-        task_status.started(None)
+        yield None
         return
     with closing(select.epoll()) as epoll:
         readiness = Readiness(epoll)
-        _shared.set(readiness)
-        task_status.started(readiness)
+        before = _shared.set(readiness)
         try:
-            await readiness.run()
+            yield readiness
         finally:
             if _shared.get() is readiness:
-                _shared.set(None)
+                _shared.reset(before)

@@ -18,7 +18,8 @@ from .readiness import Readiness, shared_readiness
 DEFAULT_READ_BYTES = 65_536
 
 Take: TypeAlias = Callable[[bytes], bool]
-"""Takes what one read brought, b"" at the end; whether more is wanted. Synchronous, and not in its owner's task."""
+"""Takes what one read brought, b"" at the end; whether more is wanted. Synchronous; perhaps in another task than its
+owner's, but always in its context."""
 
 
 async def open_tcp(host: str, port: int) -> TcpStream:
@@ -98,8 +99,11 @@ class TcpStream(trio.abc.Stream):
 
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError: as ``receive_some``.
+            trio.BusyResourceError: another task does so now.
             BaseException: what ``take`` raises.
         """
+        if self._pushing is not None:
+            raise trio.BusyResourceError("another task reads this socket")
         while (readiness := shared_readiness()) is not None and (descriptor := self._socket.fileno()) != -1:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._pushing = _Pushing(descriptor, take, readiness)
@@ -159,17 +163,21 @@ class TcpStream(trio.abc.Stream):
 class _Pushing:
     """A task's wait for all that comes from its socket, while another one reads it and hands it to ``take``."""
 
-    __slots__ = ("_cancelled", "_descriptor", "_is_taking", "_readiness", "_take", "_task")
+    __slots__ = ("_cancelled", "_context", "_descriptor", "_is_taking", "_readiness", "_take", "_task")
 
     def __init__(self, descriptor: int, take: Take, readiness: Readiness) -> None:
         self._descriptor = descriptor
         self._take = take
         self._readiness = readiness
         self._task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        self._context = self._task.context
         self._is_taking = self._cancelled = False
 
     async def wait(self) -> bool:
-        """Until ``take`` has enough: False; or until nobody reads for it any more. Raises what reading raises."""
+        """Until ``take`` has enough: False; or is to look again: nobody reads for it any more, or it is cancelled.
+
+        Raises what reading and ``take`` raise.
+        """
         self._readiness.watch(self._descriptor, self._read, partial(self.end, outcome.Value(True)))
         stopped: bool = await trio.lowlevel.wait_task_rescheduled(self._give_up)
         return stopped
@@ -182,20 +190,20 @@ class _Pushing:
             self._task = None
 
     def _read(self) -> None:
-        """There is something: hand it on."""
+        """There is something: hand it on. Nothing is awaited here, so that what is caught is no cancellation."""
         try:
             data = os.read(self._descriptor, DEFAULT_READ_BYTES)
         except BlockingIOError:
             return
-        except OSError as error:
-            self.end(outcome.Error(_broken(error)))
-            return
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - one stream's lack of memory is not all streams' end
+            self.end(outcome.Error(_broken(error) if isinstance(error, OSError) else error))
+            return  # noqa: ASYNC104
         self._is_taking = True
         try:
-            wants_more = self._take(data)
-        except BaseException as error:  # noqa: BLE001 - the waiting task's business, and raised there
+            wants_more = self._context.run(self._take, data)
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - the waiting task's business, and raised there
             self.end(outcome.Error(error))
-            return
+            return  # noqa: ASYNC104
         self._is_taking = False
         if not (wants_more and data):
             self.end(outcome.Value(False))

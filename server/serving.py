@@ -308,22 +308,24 @@ async def serve(
 
     Closes the listeners. Drain runs before you set ``stopping``: what streams then is cut after ``closing``.
     """
-    async with trio.open_nursery() as watching:
-        readiness = await watching.start(share_readiness)
-        site = _site(app, limits or ServingLimits(), Departures(readiness, watching))
-        watching.start_soon(site.idling.run)
-        async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as accepting:
-                take = partial(_take, site, connections, Doorkeeper())
-                for listener in listeners:
-                    accepting.start_soon(accept_all, listener, take)
-                task_status.started()
-                await stopping.wait()
-                accepting.cancel_scope.cancel(reason="serving has ended")
-            await site.context.terminated.set()
-            site.idling.end_all("serving has ended")
-            connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
-        watching.cancel_scope.cancel(reason="serving has ended")
+    with share_readiness() as readiness:
+        async with trio.open_nursery() as watching:
+            if readiness is not None:
+                watching.start_soon(readiness.run)
+            site = _site(app, limits or ServingLimits(), Departures(readiness, watching))
+            watching.start_soon(site.idling.run)
+            async with trio.open_nursery() as connections:
+                async with trio.open_nursery() as accepting:
+                    take = partial(_take, site, connections, Doorkeeper())
+                    for listener in listeners:
+                        accepting.start_soon(accept_all, listener, take)
+                    task_status.started()
+                    await stopping.wait()
+                    accepting.cancel_scope.cancel(reason="serving has ended")
+                await site.context.terminated.set()
+                site.idling.end_all("serving has ended")
+                connections.cancel_scope.deadline = trio.current_time() + site.limits.closing
+            watching.cancel_scope.cancel(reason="serving has ended")
 
 
 def _take(site: Site, nursery: trio.Nursery, doorkeeper: Doorkeeper, stream: Any) -> None:

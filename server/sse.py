@@ -81,7 +81,7 @@ class DirectWriter(Protocol):
 class EventStreamBody(WatchedBody):
     """The frames of a log from a cursor on: all that is there in large pieces, then live, to the terminal event.
 
-    With a ``writer``, what is said while nothing else is under way is written in the task that says it.
+    With a ``writer``, what is said while nothing else is under way is written where it is said.
 
     Who sends it counts it as a reader of the run (``reading``). A silent run gets a comment every
     ``HEARTBEAT_SECONDS``, so that no proxy takes it for dead; nothing is sent while the client does not read.

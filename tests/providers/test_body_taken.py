@@ -7,11 +7,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from providers.readiness import share_readiness
 from providers.transport import TrioTransport
 
 from .certificates import Certificate
 from .scripted_network import receive_all
+from .sharing import sharing
 from .test_network import LoopbackServer, serve_on_loopback, tls_in_memory
 
 
@@ -35,11 +35,10 @@ class Taker:
 
 
 async def test_loopback_a_body_is_taken_where_all_sockets_are_read(
-    loopback: LoopbackServer, certificate: Certificate, nursery: trio.Nursery
+    loopback: LoopbackServer, certificate: Certificate
 ) -> None:
-    await nursery.start(share_readiness)
     transport = TrioTransport(ssl_context=certificate.trusting_context())
-    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+    async with sharing(), httpx.AsyncClient(transport=transport, trust_env=False) as client:
         for most in (1000, 2):
             async with client.stream("POST", loopback.url, content=b"{}") as response:
                 body, taker, rest = response.extensions["body"], Taker(most), []
@@ -55,7 +54,7 @@ async def test_loopback_a_body_is_taken_where_all_sockets_are_read(
 
 
 async def test_loopback_what_a_taker_raises_closes_the_connection(
-    loopback: LoopbackServer, certificate: Certificate, nursery: trio.Nursery
+    loopback: LoopbackServer, certificate: Certificate
 ) -> None:
     def refuse(chunk: bytes) -> bool:
         raise LookupError(chunk)
@@ -64,9 +63,8 @@ async def test_loopback_what_a_taker_raises_closes_the_connection(
         while await response.extensions["body"].receive(refuse):
             pass
 
-    await nursery.start(share_readiness)
     transport = TrioTransport(ssl_context=certificate.trusting_context())
-    async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+    async with sharing(), httpx.AsyncClient(transport=transport, trust_env=False) as client:
         async with client.stream("POST", loopback.url, content=b"{}") as response:
             with pytest.raises(LookupError):
                 await read(response)

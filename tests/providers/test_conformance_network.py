@@ -11,7 +11,7 @@ import logging
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,12 @@ from engine.provider import Message, ModelRequest
 from providers.baidu_v1 import BaiduV1Wire
 from providers.http import open_client
 from providers.network import Connect, TcpConnect
-from providers.readiness import share_readiness
 from providers.wire import Endpoint, HttpProvider
 from server.testing.memory_network import MemoryNetwork
 
 from .conformance import Outcome, Reading, by_case, by_vendor, decode, is_event_stream, live_frames, meant, strings
 from .scripted_network import ServerEnd, chunk, chunked_head
+from .sharing import sharing
 from .wire_cases import WireCase
 
 TICK = 2**-6
@@ -267,9 +267,10 @@ async def test_the_same_over_a_real_socket(case: WireCase, *, shared: bool) -> N
     port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, vendor.serve, listeners)
-        if shared:
-            await nursery.start(share_readiness)
-        async with open_provider(case, TcpConnect(NO_TLS), f"http://127.0.0.1:{port}/v1") as provider:
+        async with (
+            sharing() if shared else nullcontext(),
+            open_provider(case, TcpConnect(NO_TLS), f"http://127.0.0.1:{port}/v1") as provider,
+        ):
             for _ in range(2):
                 heard = await ask(provider)
                 assert heard.outcome() == meant(case)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from providers.readiness import Readiness, share_readiness, shared_readiness
+from providers.readiness import share_readiness, shared_readiness
 from providers.tcp import TcpStream
+
+from .sharing import sharing
 
 Pair = tuple[TcpStream, socket.socket]
 Reading = Callable[[], AbstractAsyncContextManager[trio.Nursery]]
@@ -35,13 +39,10 @@ another_pair = pytest.fixture(connected, name="another_pair")
 
 
 @asynccontextmanager
-async def sharing() -> AsyncIterator[trio.Nursery]:
+async def shared() -> AsyncIterator[trio.Nursery]:
     """A nursery for who reads, with a task that waits for all sockets."""
-    async with trio.open_nursery() as nursery:
-        await nursery.start(share_readiness)
-        async with trio.open_nursery() as reading:
-            yield reading
-        nursery.cancel_scope.cancel()
+    async with sharing(), trio.open_nursery() as reading:
+        yield reading
 
 
 @asynccontextmanager
@@ -51,7 +52,7 @@ async def alone() -> AsyncIterator[trio.Nursery]:
         yield reading
 
 
-BOTH = pytest.mark.parametrize("reading", [sharing, alone])
+BOTH = pytest.mark.parametrize("reading", [shared, alone])
 
 
 class Taker:
@@ -188,7 +189,7 @@ async def test_who_is_cancelled_while_taking_loses_no_error(pair: Pair, reading:
 
 async def test_a_task_of_its_own_reads_for_all(pair: Pair, another_pair: Pair) -> None:
     takers = Taker(3), Taker(3)
-    async with sharing() as nursery:
+    async with shared() as nursery:
         for (stream, _), taker in zip((pair, another_pair), takers, strict=True):
             nursery.start_soon(stream.read_into, taker.take)
         for _ in range(3):
@@ -197,7 +198,7 @@ async def test_a_task_of_its_own_reads_for_all(pair: Pair, another_pair: Pair) -
                 far.sendall(b"x")
     assert takers[0].taken == takers[1].taken == [b"x"] * 3
     assert takers[0].in_tasks == takers[1].in_tasks
-    assert [task.name for task in takers[0].in_tasks] == ["providers.readiness.share_readiness"]
+    assert [task.name for task in takers[0].in_tasks] == ["providers.readiness.Readiness.run"]
 
 
 async def test_what_comes_meanwhile_is_told_in_the_same_step_but_nobody_twice() -> None:
@@ -219,17 +220,17 @@ async def test_what_comes_meanwhile_is_told_in_the_same_step_but_nobody_twice() 
         forget_both()
 
     def forget_both() -> None:
+        assert readiness is not None
         readiness.forget(first.fileno())
         readiness.forget(second.fileno())
 
     with first, first_peer, second, second_peer:
-        async with trio.open_nursery() as nursery:
-            readiness = await nursery.start(share_readiness)
+        async with sharing() as readiness, trio.open_nursery() as nursery:
+            assert readiness is not None
             readiness.watch(first.fileno(), on_first)
             readiness.watch(second.fileno(), partial(told.append, "second"))
             first_peer.send(b"x")
             await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
     assert told[:2] == ["first", "second"]
     assert told.index("others") in (2, 4), "right after this step, or after the next"
 
@@ -250,7 +251,7 @@ async def test_one_that_another_closes_is_not_read(pair: Pair, another_pair: Pai
         return False
 
     closed: list[TcpStream] = []
-    async with sharing() as nursery:
+    async with shared() as nursery:
         for stream in streams:
             nursery.start_soon(read, stream)
         await wait_all_tasks_blocked()
@@ -262,14 +263,13 @@ async def test_when_nobody_reads_for_all_any_more_each_reads_alone(pair: Pair) -
     stream, far = pair
     taker = Taker(2)
     async with trio.open_nursery() as reading:
-        async with trio.open_nursery() as nursery:
-            readiness: Readiness = await nursery.start(share_readiness)
+        async with sharing() as readiness:
+            assert readiness is not None
             assert shared_readiness() is readiness
             reading.start_soon(stream.read_into, taker.take)
             await wait_all_tasks_blocked()
             far.sendall(b"a")
             await wait_all_tasks_blocked()
-            nursery.cancel_scope.cancel()
         assert shared_readiness() is None
         readiness.watch(far.fileno(), lambda: None)  # by somebody who has not heard of it
         far.sendall(b"b")
@@ -277,20 +277,98 @@ async def test_when_nobody_reads_for_all_any_more_each_reads_alone(pair: Pair) -
     assert len(taker.in_tasks) == 2
 
 
-async def test_the_latest_counts() -> None:
-    async def share(scope: trio.CancelScope, *, task_status: trio.TaskStatus[Readiness | None]) -> None:
-        with scope:
-            await share_readiness(task_status=task_status)
+async def test_who_waits_while_it_ends_reads_alone_before_the_block_is_left(pair: Pair) -> None:
+    stream, far = pair
+    taker = Taker(1)
+    with share_readiness() as readiness:
+        assert readiness is not None
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(readiness.run)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert shared_readiness() is None
+        far.sendall(b"a")
+        await stream.read_into(taker.take)
+    assert taker.taken == [b"a"]
 
-    scopes = trio.CancelScope(), trio.CancelScope()
-    async with trio.open_nursery() as nursery:
-        _, latest = [await nursery.start(share, scope) for scope in scopes]
-        assert shared_readiness() is latest
-        scopes[0].cancel()
-        await wait_all_tasks_blocked()
-        assert shared_readiness() is latest
-        scopes[1].cancel()
+
+async def test_the_latest_counts_and_then_the_one_before() -> None:
+    with share_readiness() as first:
+        with share_readiness() as second:
+            assert shared_readiness() is second
+        assert shared_readiness() is first
     assert shared_readiness() is None
+
+
+async def test_one_that_is_left_early_takes_nothing_from_the_latest() -> None:
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(share_readiness())
+        latest = second.enter_context(share_readiness())
+        first.close()
+        assert shared_readiness() is latest
+
+
+async def test_what_is_taken_is_in_the_context_of_who_waits(pair: Pair, another_pair: Pair) -> None:
+    """A log line says which key it was for (``structlog.contextvars``)."""
+    variable: ContextVar[str] = ContextVar("variable", default="nobody's")
+    seen: list[str] = []
+
+    def take(data: bytes) -> bool:
+        seen.append(variable.get())
+        variable.set("changed by " + data.decode())
+        return data == b"a"
+
+    async def read(stream: TcpStream, mine: str) -> None:
+        variable.set(mine)
+        await stream.read_into(take)
+        seen.append(variable.get())
+
+    async with shared() as nursery:
+        nursery.start_soon(read, pair[0], "first's")
+        nursery.start_soon(read, another_pair[0], "second's")
+        for far, data in ((pair[1], b"a"), (another_pair[1], b"b"), (pair[1], b"c")):
+            await wait_all_tasks_blocked()
+            far.sendall(data)
+        await wait_all_tasks_blocked()
+    assert seen == ["first's", "second's", "changed by b", "changed by a", "changed by c"]
+
+
+async def test_a_second_task_is_refused_and_does_not_harm_the_first(pair: Pair) -> None:
+    stream, far = pair
+    taker = Taker(1)
+    async with shared() as nursery:
+        nursery.start_soon(stream.read_into, taker.take)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await stream.read_into(Taker().take)
+        far.sendall(b"a")
+    assert taker.taken == [b"a"]
+
+
+async def test_one_stream_without_memory_is_not_all_streams_end(
+    pair: Pair, another_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(descriptor: int, max_bytes: int) -> bytes:
+        if descriptor == poor:
+            raise MemoryError
+        return really(descriptor, max_bytes)
+
+    async def read_poorly() -> None:
+        with pytest.raises(MemoryError):
+            await pair[0].read_into(Taker().take)
+
+    poor, really = pair[0]._socket.fileno(), os.read
+    monkeypatch.setattr("providers.tcp.os.read", read)
+    taker = Taker(1)
+    async with shared() as nursery:
+        nursery.start_soon(read_poorly)
+        nursery.start_soon(another_pair[0].read_into, taker.take)
+        await wait_all_tasks_blocked()
+        pair[1].sendall(b"a")
+        await wait_all_tasks_blocked()
+        another_pair[1].sendall(b"b")
+    assert taker.taken == [b"b"]
 
 
 async def test_without_epoll_each_reads_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

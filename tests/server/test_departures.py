@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from providers.readiness import share_readiness
 from server.departures import Departures
 from server.sockets import SocketStream
 from server.testing.memory_network import MemoryNetwork
+from tests.providers.sharing import sharing
 
 
 class Watched:
@@ -49,8 +49,7 @@ async def connection(kind: str) -> AsyncIterator[tuple[Watched, trio.abc.HalfClo
 @asynccontextmanager
 async def departures(*, epoll: bool = True) -> AsyncIterator[Departures]:
     """Departures at work, as on a system with epoll or without."""
-    async with trio.open_nursery() as nursery:
-        readiness = await nursery.start(share_readiness)
+    async with sharing() as readiness, trio.open_nursery() as nursery:
         yield Departures(readiness if epoll else None, nursery)
         nursery.cancel_scope.cancel()
 
