@@ -10,7 +10,7 @@ from typing import Protocol
 import httpx
 import trio
 
-from .tcp import Take, open_tcp
+from .tcp import Take, open_tcp, read_alone
 
 _CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
@@ -66,11 +66,7 @@ async def read_into(stream: trio.abc.Stream, take: Take) -> None:
         BaseException: what ``take`` raises.
     """
     own: Callable[[Take], Awaitable[None]] | None = getattr(stream, "read_into", None)
-    if own is not None:
-        await own(take)
-        return
-    while take(data := bytes(await stream.receive_some(READ_BYTES))) and data:
-        pass
+    await (read_alone(stream, take) if own is None else own(take))
 
 
 class TcpConnect:

@@ -26,14 +26,13 @@ class Readiness:
         self._watched: dict[int, tuple[Call, Call | None]] = {}
         self.ended = False
 
-    def watch(self, descriptor: int, on_readable: Call, on_end: Call | None = None, *, flags: int = 0) -> None:
+    def watch(self, descriptor: int, on_readable: Call, on_end: Call | None = None, *, once: bool = False) -> None:
         """From now on, to ``forget``, call ``on_readable`` as long as there is something to read, the end or an error.
 
-        ``on_end`` is called when ``run`` ends; who comes later is not told of that. ``flags`` are epoll's:
-        ``EPOLLONESHOT`` to be told once.
+        That is ``once`` only, if so wanted. ``on_end`` is called when ``run`` ends; who comes later is not told of it.
         """
         if not self.ended:
-            self._epoll.register(descriptor, select.EPOLLIN | flags)
+            self._epoll.register(descriptor, select.EPOLLIN | (select.EPOLLONESHOT if once else 0))
             self._watched[descriptor] = on_readable, on_end
 
     def forget(self, descriptor: int) -> None:

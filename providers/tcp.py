@@ -83,12 +83,8 @@ class TcpStream(trio.abc.Stream):
         """
         while (descriptor := self._socket.fileno()) != -1:
             await trio.lowlevel.wait_readable(descriptor)
-            try:
-                return os.read(descriptor, max_bytes or DEFAULT_READ_BYTES)
-            except BlockingIOError:  # nothing after all, as select(2) warns
-                continue
-            except OSError as error:
-                raise _broken(error)  # noqa: B904 - it has its cause
+            if (data := _read_now(descriptor, max_bytes or DEFAULT_READ_BYTES)) is not None:
+                return data
         await trio.lowlevel.checkpoint()
         raise _closed()
 
@@ -112,10 +108,7 @@ class TcpStream(trio.abc.Stream):
                     return
             finally:
                 self._pushing = None
-        while (data := await self.receive_some()) and take(data):
-            pass
-        if not data:
-            take(data)
+        await read_alone(self, take)
 
     def is_readable(self) -> bool:
         """Whether a read would return at once."""
@@ -142,7 +135,7 @@ class TcpStream(trio.abc.Stream):
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise _broken(error)  # noqa: B904 - it has its cause
+            raise _broken(error) from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio's."""
@@ -191,21 +184,15 @@ class _Pushing:
 
     def _read(self) -> None:
         """There is something: hand it on. Nothing is awaited here, so that what is caught is no cancellation."""
-        try:
-            data = os.read(self._descriptor, DEFAULT_READ_BYTES)
-        except BlockingIOError:
-            return
-        except BaseException as error:  # noqa: ASYNC103, BLE001 - one stream's lack of memory is not all streams' end
-            self.end(outcome.Error(_broken(error) if isinstance(error, OSError) else error))
-            return  # noqa: ASYNC104
         self._is_taking = True
         try:
-            wants_more = self._context.run(self._take, data)
+            data = _read_now(self._descriptor, DEFAULT_READ_BYTES)
+            wants_more = data is None or (self._context.run(self._take, data) and bool(data))
         except BaseException as error:  # noqa: ASYNC103, BLE001 - the waiting task's business, and raised there
             self.end(outcome.Error(error))
             return  # noqa: ASYNC104
         self._is_taking = False
-        if not (wants_more and data):
+        if not wants_more:
             self.end(outcome.Value(False))
         elif self._cancelled:
             self.end(outcome.Value(True))
@@ -220,10 +207,24 @@ class _Pushing:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
+async def read_alone(stream: trio.abc.Stream, take: Take) -> None:
+    """As ``TcpStream.read_into``, in this task."""
+    while take(data := bytes(await stream.receive_some(DEFAULT_READ_BYTES))) and data:
+        pass
+
+
+def _read_now(descriptor: int, max_bytes: int) -> bytes | None:
+    """What has come; None: nothing after all, as select(2) warns."""
+    try:
+        return os.read(descriptor, max_bytes)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise _broken(error) from error
+
+
 def _broken(error: OSError) -> trio.BrokenResourceError:
-    broken = trio.BrokenResourceError(f"socket connection broken: {error}")
-    broken.__cause__ = error
-    return broken
+    return trio.BrokenResourceError(f"socket connection broken: {error}")
 
 
 def _closed() -> trio.ClosedResourceError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from typing import Any, Protocol
 
 import trio
@@ -37,7 +36,7 @@ class Departures:
     def watch(self, client: Client) -> None:
         """From now on, to ``forget``: call ``client.stirred`` once there is something to read."""
         if self._readiness is not None and isinstance(client.stream, SocketStream):
-            self._readiness.watch(client.stream.socket.fileno(), client.stirred, flags=select.EPOLLONESHOT)
+            self._readiness.watch(client.stream.socket.fileno(), client.stirred, once=True)
         else:
             self._others[client] = trio.CancelScope()
             self._nursery.start_soon(self._wait, client, self._others[client])

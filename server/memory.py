@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import structlog
 import trio
@@ -73,6 +73,10 @@ class _Known(NamedTuple):
     memories: Sequence[MemoryEntry] | None
 
 
+_Recall: TypeAlias = Callable[[Connection, str, Sequence[Message]], Sequence[MemoryEntry] | None]
+"""What the text recalls beside what was said; None: to be read."""
+
+
 class _RecallFailedError(Exception):
     """The search for memories failed in the transaction that begins the turn, which is undone by that."""
 
@@ -120,10 +124,10 @@ class StoredMemory:
         await self._store.pending.wait_saved(self._session)
         now = self._store.now()
         try:
-            self._known = await self._database.write(self._begin_turn, run_id, message, now)
+            self._known = await self._database.write(self._begin_turn, run_id, message, now, self._recall_few)
         except _RecallFailedError as error:  # its run goes on without, and may find more luck by itself
             _logger.warning("recall.failed", run_id=run_id, reason=str(error))
-            self._known = await self._database.write(self._begin_turn_without_recall, run_id, message, now)
+            self._known = await self._database.write(self._begin_turn, run_id, message, now, _recall_later)
 
     def at_hand(self) -> AtHand:
         """What ``begin_turn`` read along: ``MemoryUse.at_hand`` for a run that is shown as much as the settings say."""
@@ -200,20 +204,15 @@ class StoredMemory:
         if self._meaning is not None:
             self._store.backlog.add(self._scope, self._meaning)
 
-    def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
+    def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str, recall: _Recall) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""
         said = self._read_history(connection)
         try:
-            recalled = self._recall_few(connection, message.content, said)
+            recalled = recall(connection, message.content, said)
         except (exc.SQLAlchemyError, sqlite3.Error) as error:
             raise _RecallFailedError(reason_of(error)) from error
         turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
         return _Known(said, recalled)
-
-    def _begin_turn_without_recall(self, connection: Connection, run_id: str, message: Message, now: str) -> _Known:
-        said = self._read_history(connection)
-        turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
-        return _Known(said, None)
 
     def _recall_few(self, c: Connection, text: str, said: Sequence[Message]) -> Sequence[MemoryEntry] | None:
         """What is recalled, where it is found at once: by words, among few; else None."""
@@ -252,6 +251,10 @@ class StoredMemory:
 
     def _read_history(self, connection: Connection) -> Sequence[Message]:
         return history.history(connection, self._scope, self._session_id, self._settings.context_window)
+
+
+def _recall_later(_: Connection, __: str, ___: Sequence[Message]) -> None:
+    """Leave it to a read of its own."""
 
 
 def _shown(text: str, said: Sequence[Message]) -> frozenset[str]:

@@ -1,13 +1,49 @@
-"""For tests on real sockets: a task that waits for all of them, as a server has."""
+"""For tests on real sockets: pairs of them, a task that waits for all of them, as a server has, and who takes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import trio
 
 from providers.readiness import Readiness, share_readiness
+from providers.tcp import TcpStream
+
+Pair = tuple[TcpStream, socket.socket]
+
+
+def connected() -> Iterator[Pair]:
+    """A stream and its peer."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        near.setblocking(False)
+        yield TcpStream(near), far
+
+
+def reset(far: socket.socket) -> None:
+    """Close it with an RST."""
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+
+
+class Taker:
+    """Takes what comes, until it has had so many."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most = most
+        self.taken: list[bytes] = []
+        self.in_tasks: list[trio.lowlevel.Task] = []
+
+    def take(self, data: bytes) -> bool:
+        """Whether it wants more."""
+        self.taken.append(data)
+        self.in_tasks.append(trio.lowlevel.current_task())
+        return len(self.taken) < self.most
 
 
 @asynccontextmanager

@@ -11,27 +11,13 @@ from providers.transport import TrioTransport
 
 from .certificates import Certificate
 from .scripted_network import receive_all
-from .sharing import sharing
+from .sharing import Taker, sharing
 from .test_network import LoopbackServer, serve_on_loopback, tls_in_memory
 
 
 @pytest.fixture(params=["http", "https"])
 async def loopback(request: pytest.FixtureRequest, certificate: Certificate, nursery: trio.Nursery) -> LoopbackServer:
     return await serve_on_loopback(nursery, certificate if request.param == "https" else None)
-
-
-class Taker:
-    """Takes so many chunks of a body, and then has enough."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.taken: list[bytes] = []
-        self.in_tasks: list[trio.lowlevel.Task] = []
-
-    def take(self, chunk: bytes) -> bool:
-        self.taken.append(chunk)
-        self.in_tasks.append(trio.lowlevel.current_task())
-        return len(self.taken) < self.most
 
 
 async def test_loopback_a_body_is_taken_where_all_sockets_are_read(

@@ -5,29 +5,17 @@ from __future__ import annotations
 import errno
 import gc
 import socket
-import struct
-from collections.abc import Iterator
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from providers.network import is_readable
-from providers.tcp import TcpStream, open_tcp
+from providers.tcp import open_tcp
 
+from .sharing import Pair, connected, reset
 
-@pytest.fixture
-def pair() -> Iterator[tuple[TcpStream, socket.socket]]:
-    """A stream and its peer."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    with near, far:
-        near.setblocking(False)
-        yield TcpStream(near), far
-
-
-Pair = tuple[TcpStream, socket.socket]
+pair = pytest.fixture(connected, name="pair")
 
 
 async def test_it_waits_and_takes_all_there_is(pair: Pair) -> None:
@@ -55,8 +43,7 @@ async def test_the_end_is_empty_as_often_as_it_is_read(pair: Pair) -> None:
 
 async def test_a_reset_is_a_broken_stream(pair: Pair) -> None:
     stream, far = pair
-    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    far.close()
+    reset(far)
     with pytest.raises(trio.BrokenResourceError):
         await stream.receive_some()
 
@@ -122,8 +109,7 @@ async def test_a_cancelled_send_sends_nothing(pair: Pair) -> None:
 
 async def test_sending_to_a_peer_that_is_gone_is_a_broken_stream(pair: Pair) -> None:
     stream, far = pair
-    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    far.close()
+    reset(far)
     with pytest.raises(trio.BrokenResourceError):
         await stream.send_all(b"abc")
 
