@@ -136,7 +136,7 @@ def compare(names: Sequence[str], works: Sequence[str], rounds: int, before: Pat
             stack.enter_context(started(find_arm(name), upstream.base_url, MODELS, core=SERVER_CORE)) for name in names
         ]
         if before is not None:
-            with _code_of(before):
+            with code_of(before):
                 old = stack.enter_context(started(find_arm("lumos"), upstream.base_url, MODELS, core=SERVER_CORE))
             arm = msgspec.structs.replace(old.arm, name="lumos-before")
             running.append(msgspec.structs.replace(old, arm=arm))
@@ -202,7 +202,7 @@ if os.environ.get("LUMOS_SAMPLES"):
 
 
 @contextmanager
-def _code_of(checkout: Path) -> Iterator[None]:
+def code_of(checkout: Path) -> Iterator[None]:
     """Lumos arms started in the block are those of that checkout, with the keys that it makes."""
     ours = launching.ROOT  # type: ignore[attr-defined]
     launching.ROOT = checkout  # type: ignore[attr-defined]

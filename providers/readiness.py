@@ -1,4 +1,7 @@
-"""One task waits for all sockets that others want to read from, and tells them: a token wakes no task of its own."""
+"""Who waits for a socket is told in trio's own loop, right after its wait: a token wakes no task.
+
+A task that waits for the sockets and tells the others is a step of the loop's and two system calls more, each token.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TypeAlias
 
+import outcome
 import trio
+from trio._core._run import GLOBAL_RUN_CONTEXT
 
 Call: TypeAlias = Callable[[], None]
-"""Synchronous, and must not raise."""
+"""Synchronous, must not raise, and needs no task to be made in."""
 
 
-class Readiness:
-    """Sockets that are watched, in an epoll set of their own; that is itself a descriptor, which ``run`` waits for.
+class Readiness(trio.abc.Instrument):
+    """Sockets that are watched, in an epoll set of their own.
+
+    While ``run`` runs, that set is in trio's own: trio's wait ends with what comes, and calls ``after_io_wait``.
+    Where trio's is not found (``_epoll_of_trio``), the task of ``run`` waits for it, and tells.
 
     Attributes:
         ended: whether ``run`` has: nobody is told any more.
@@ -24,6 +32,7 @@ class Readiness:
         """``epoll`` is the caller's, and outlives ``run``."""
         self._epoll = epoll
         self._watched: dict[int, tuple[Call, Call | None]] = {}
+        self._task: trio.lowlevel.Task | None = None
         self.ended = False
 
     def watch(self, descriptor: int, on_readable: Call, on_end: Call | None = None, *, once: bool = False) -> None:
@@ -41,11 +50,12 @@ class Readiness:
             self._epoll.unregister(descriptor)
 
     async def run(self) -> None:
-        """Tell them, until cancelled."""
+        """Tell them, until cancelled. What a call raises, a bug, is raised here."""
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll)
-                self._tell()
+            if (theirs := _epoll_of_trio()) is None:
+                await self._tell_in_this_task()
+            else:
+                await self._tell_in_the_loop(theirs)
         finally:
             self.ended = True
             for descriptor, (_, on_end) in list(self._watched.items()):
@@ -53,14 +63,46 @@ class Readiness:
                 if on_end is not None:
                     on_end()
 
+    async def _tell_in_this_task(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll)
+            self._tell()
+
+    async def _tell_in_the_loop(self, theirs: select.epoll) -> None:
+        self._task = trio.lowlevel.current_task()
+        theirs.register(self._epoll, select.EPOLLIN)
+        trio.lowlevel.add_instrument(self)
+        try:
+            await trio.lowlevel.wait_task_rescheduled(self._give_up)
+        finally:
+            theirs.unregister(self._epoll)
+            trio.lowlevel.remove_instrument(self)
+
+    def _give_up(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
+        """For trio: it has waited, and tasks have their turn after this."""
+        try:
+            self._tell()
+        except BaseException as bug:  # noqa: ASYNC103, BLE001 - raised in ``run``: trio would log it, and go on without
+            task, self._task = self._task, None
+            if task is not None:
+                trio.lowlevel.reschedule(task, outcome.Error(bug))
+
     def _tell(self) -> None:
-        """Tell who is ready, and who becomes so meanwhile: for them that costs no pass. Each once: others wait."""
-        told: set[int] = set()
-        while ready := [descriptor for descriptor, _ in self._epoll.poll(0) if descriptor not in told]:
-            for descriptor in ready:
-                if (calls := self._watched.get(descriptor)) is not None:  # one told before may have closed it
-                    calls[0]()
-            told.update(ready)
+        """Tell who is ready, each once: then others have their turn."""
+        for descriptor, _ in self._epoll.poll(0):
+            if (calls := self._watched.get(descriptor)) is not None:  # one told before may have closed it
+                calls[0]()
+
+
+def _epoll_of_trio() -> select.epoll | None:
+    """What trio itself waits with, and keeps to itself (0.35: ``EpollIOManager``); None: not found."""
+    manager = getattr(GLOBAL_RUN_CONTEXT.runner, "io_manager", None)
+    found = getattr(manager, "_epoll", None)
+    return found if isinstance(found, select.epoll) else None
 
 
 _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)

@@ -37,18 +37,26 @@ class Taker:
     def __init__(self, most: int = 1000) -> None:
         self.most = most
         self.taken: list[bytes] = []
-        self.in_tasks: list[trio.lowlevel.Task] = []
+        self.in_tasks: list[trio.lowlevel.Task | None] = []
 
     def take(self, data: bytes) -> bool:
         """Whether it wants more."""
         self.taken.append(data)
-        self.in_tasks.append(trio.lowlevel.current_task())
+        self.in_tasks.append(task_or_none())
         return len(self.taken) < self.most
+
+
+def task_or_none() -> trio.lowlevel.Task | None:
+    """The task that runs now; None in trio's own loop."""
+    try:
+        return trio.lowlevel.current_task()
+    except RuntimeError:
+        return None
 
 
 @asynccontextmanager
 async def sharing() -> AsyncIterator[Readiness | None]:
-    """While the block runs, one task reads for all who wait; None where a system has no epoll."""
+    """While the block runs, one reads for all who wait; None where a system has no epoll."""
     with share_readiness() as readiness:
         async with trio.open_nursery() as nursery:
             if readiness is not None:
