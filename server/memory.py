@@ -206,12 +206,12 @@ class StoredMemory:
 
     def _begin_turn(self, connection: Connection, run_id: str, message: Message, now: str, recall: _Recall) -> _Known:
         """In a worker thread: keep the message, and read what costs next to nothing there, and 0.2 ms by itself."""
-        said = self._read_history(connection)
+        is_first = turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
+        said = [] if is_first else self._read_history(connection)
         try:
             recalled = recall(connection, message.content, said)
         except (exc.SQLAlchemyError, sqlite3.Error) as error:
             raise _RecallFailedError(reason_of(error)) from error
-        turns.begin_turn(connection, self._scope, self._session_id, run_id, self._key_id, message, now)
         return _Known(said, recalled)
 
     def _recall_few(self, c: Connection, text: str, said: Sequence[Message]) -> Sequence[MemoryEntry] | None:

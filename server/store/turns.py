@@ -35,14 +35,14 @@ _ENDED = (
 )
 
 _ADD_RUN = Prepared(lambda insert: insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing())
-_TOUCH_SESSION = Prepared(
+_ADD_SESSION = Prepared(
     lambda insert: (
         insert(sessions)
         .values(
             {name: given(name) for name in _PLACE}
             | {"created_at": given("updated_at"), "updated_at": given("updated_at")}
         )
-        .on_conflict_do_update(index_elements=_PLACE, set_={"updated_at": given("updated_at")})
+        .on_conflict_do_nothing()
     )
 )
 _ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(messages.c[name]) for name in _SAID}))
@@ -73,12 +73,16 @@ _FIND_SAID = Prepared(
 
 def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
-) -> None:
-    """Keep the user's message and that its run is under way; once for each run id."""
+) -> bool:
+    """Keep the user's message and that its run is under way, once for each run id; whether it began the session."""
     begun = _begun(scope, session_id, run_id, key_id, now) | _said(message)
-    if _ADD_RUN.run(c, begun):
-        _TOUCH_SESSION.run(c, begun)
-        _ADD_MESSAGE.run(c, begun)
+    if not _ADD_RUN.run(c, begun):
+        return False
+    is_first = _ADD_SESSION.run(c, begun) == 1
+    if not is_first:
+        _NOTE_USE.run(c, begun)
+    _ADD_MESSAGE.run(c, begun)
+    return is_first
 
 
 def begin_run(c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, now: str) -> bool:

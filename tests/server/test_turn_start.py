@@ -44,6 +44,19 @@ async def test_reads_history_and_recalls_a_few_along(scene: Scene) -> None:
     assert [entry.text for entry in known.memories] == ["My dog is called Rex"], "the history shows the other"
 
 
+async def test_the_history_is_read_of_a_session_that_has_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def history(_: Connection, __: object, session_id: str, ___: int) -> list[Message]:
+        asked.append(session_id)
+        return []
+
+    monkeypatch.setattr("server.memory.history.history", history)
+    for session_id in ("one", "another", "one"):
+        await scene.memory(session_id).begin_turn(scene.next_run(), Message("user", "Hello"))
+    assert asked == ["one"]
+
+
 async def test_of_a_user_with_no_other_memory_nothing_is_left_to_be_read(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

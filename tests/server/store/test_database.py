@@ -27,7 +27,7 @@ from .scene import SCOPE, at, said
 SHORT_SECONDS = 0.2
 
 
-def begin(run_id: str) -> Callable[[Connection], None]:
+def begin(run_id: str) -> Callable[[Connection], object]:
     return lambda c: begin_turn(c, SCOPE, "session", run_id, None, said("hello"), at(1))
 
 
