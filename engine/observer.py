@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 
 class RunObserver(Protocol):
-    """Hears of the turning points of every run. Synchronous; should not raise: what it raises is logged and dropped."""
+    """Hears of the turning points of every run. Synchronous; should not raise: what it raises is logged and dropped.
+
+    A server tells some of them in trio's own loop, outside of every task: there is no ``current_task``, and so no
+    ``with CancelScope`` and no ``Lock.acquire_nowait``; ``Event.set``, ``send_nowait`` and ``start_soon`` are fine.
+    """
 
     def run_started(self, run: Run) -> None:
         """The first event is in the log."""

@@ -28,7 +28,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory_use: what the model is reminded of, and who keeps what was said; None remembers nothing.
         owner: whose run it is.
         trace: hears of the run's spans.
-        on_ended: called once with the ``Run``, when the terminal event is in the log; synchronous.
+        on_ended: called once with the ``Run``, when the terminal event is in the log; synchronous, perhaps outside
+            of every task (see ``RunObserver``).
         resume_grace: seconds that the run goes on without a reader; 0 = ends at once, ``inf`` = goes on.
         max_run_bytes: bound of the log's frames before the terminal event, which repeats the answer, so that the whole
             log stays within twice this and ``CLOSING_BYTES``; past it the run ends in ``output_limit``.

@@ -59,7 +59,7 @@ def is_readable(stream: trio.abc.Stream) -> bool:
 async def read_into(stream: trio.abc.Stream, take: Take) -> None:
     """Hand ``take`` what each read of ``stream`` brings, until it says False or that was the end, b"".
 
-    A stream may have a ``read_into(take)`` of its own, as ``TcpStream`` has, and read in another task.
+    A stream may have a ``read_into(take)`` of its own, as ``TcpStream`` has, which wakes no task.
 
     Raises:
         trio.BrokenResourceError, trio.ClosedResourceError: as ``receive_some``.

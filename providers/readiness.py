@@ -5,17 +5,20 @@ A task that waits for the sockets and tells the others is a step of the loop's a
 
 from __future__ import annotations
 
+import logging
 import select
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TypeAlias
 
 import outcome
 import trio
-from trio._core._run import GLOBAL_RUN_CONTEXT
 
 Call: TypeAlias = Callable[[], None]
-"""Synchronous, must not raise, and needs no task to be made in."""
+"""Synchronous, and must not raise. It may be called outside of every task (no ``trio.lowlevel.current_task()``)."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Readiness(trio.abc.Instrument):
@@ -50,7 +53,7 @@ class Readiness(trio.abc.Instrument):
             self._epoll.unregister(descriptor)
 
     async def run(self) -> None:
-        """Tell them, until cancelled. What a call raises, a bug, is raised here."""
+        """Tell them, until cancelled. What a call raises, a bug, is raised here; after the cancelling, it is logged."""
         try:
             if (theirs := _epoll_of_trio()) is None:
                 await self._tell_in_this_task()
@@ -86,9 +89,11 @@ class Readiness(trio.abc.Instrument):
         """For trio: it has waited, and tasks have their turn after this."""
         try:
             self._tell()
-        except BaseException as bug:  # noqa: ASYNC103, BLE001 - raised in ``run``: trio would log it, and go on without
+        except BaseException as bug:  # noqa: ASYNC103 - raised in ``run``: trio would log it, and go on without
             task, self._task = self._task, None
-            if task is not None:
+            if task is None:  # it is being cancelled
+                _logger.error("who was told of a socket has failed", exc_info=bug)
+            else:
                 trio.lowlevel.reschedule(task, outcome.Error(bug))
 
     def _tell(self) -> None:
@@ -99,10 +104,15 @@ class Readiness(trio.abc.Instrument):
 
 
 def _epoll_of_trio() -> select.epoll | None:
-    """What trio itself waits with, and keeps to itself (0.35: ``EpollIOManager``); None: not found."""
-    manager = getattr(GLOBAL_RUN_CONTEXT.runner, "io_manager", None)
+    """What trio itself waits with, and keeps to itself; None if it is not as we know it (``EpollIOManager``, 0.35).
+
+    There, a descriptor that no task waits for makes an empty entry, which is dropped. For who is in a task.
+    """
+    runner = getattr(trio.lowlevel.current_task(), "_runner", None)
+    manager = getattr(runner, "io_manager", None)
     found = getattr(manager, "_epoll", None)
-    return found if isinstance(found, select.epoll) else None
+    makes_entries = isinstance(getattr(manager, "_registered", None), defaultdict)
+    return found if makes_entries and isinstance(found, select.epoll) else None
 
 
 _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)

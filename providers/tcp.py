@@ -18,8 +18,8 @@ from .readiness import Readiness, shared_readiness
 DEFAULT_READ_BYTES = 65_536
 
 Take: TypeAlias = Callable[[bytes], bool]
-"""Takes what one read brought, b"" at the end; whether more is wanted. Synchronous; perhaps in another task than its
-owner's, but always in its context."""
+"""Takes what one read brought, b"" at the end; whether more is wanted. Synchronous; perhaps outside
+of every task, but always in its owner's context."""
 
 
 async def open_tcp(host: str, port: int) -> TcpStream:
@@ -91,7 +91,7 @@ class TcpStream(trio.abc.Stream):
     async def read_into(self, take: Take) -> None:
         """Hand ``take`` what each read brings, until it says False or that was the end, b"".
 
-        Where a task waits for all sockets (``share_readiness``), that one reads, and this task sleeps on meanwhile.
+        Where one watches for all (``share_readiness``), it is read there, and this task sleeps on meanwhile.
 
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError: as ``receive_some``.
@@ -154,7 +154,7 @@ class TcpStream(trio.abc.Stream):
 
 
 class _Pushing:
-    """A task's wait for all that comes from its socket, while another one reads it and hands it to ``take``."""
+    """A task's wait for all that comes from its socket, while it is read for it and handed to ``take``."""
 
     __slots__ = ("_cancelled", "_context", "_descriptor", "_is_taking", "_readiness", "_take", "_task")
 

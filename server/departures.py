@@ -1,4 +1,4 @@
-"""Notices at once who leaves while being answered. One task watches all of them; each needs none of its own."""
+"""Notices at once who leaves while being answered. All are watched in one place; none needs a task."""
 
 from __future__ import annotations
 

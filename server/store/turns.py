@@ -35,14 +35,14 @@ _ENDED = (
 )
 
 _ADD_RUN = Prepared(lambda insert: insert(runs).values({name: given(name) for name in _BEGUN}).on_conflict_do_nothing())
-_ADD_SESSION = Prepared(
+_TOUCH_SESSION = Prepared(
     lambda insert: (
         insert(sessions)
         .values(
             {name: given(name) for name in _PLACE}
             | {"created_at": given("updated_at"), "updated_at": given("updated_at")}
         )
-        .on_conflict_do_nothing()
+        .on_conflict_do_update(index_elements=_PLACE, set_={"updated_at": given("updated_at")})
     )
 )
 _ADD_MESSAGE = Prepared(lambda insert: insert(messages).values({name: given(messages.c[name]) for name in _SAID}))
@@ -74,13 +74,16 @@ _FIND_SAID = Prepared(
 def begin_turn(
     c: Connection, scope: Scope, session_id: str, run_id: str, key_id: str | None, message: Message, now: str
 ) -> bool:
-    """Keep the user's message and that its run is under way, once for each run id; whether it began the session."""
+    """Keep the user's message and that its run is under way, once for each run id; whether it began the session.
+
+    On PostgreSQL it waits for who deletes the session just then.
+    """
     begun = _begun(scope, session_id, run_id, key_id, now) | _said(message)
     if not _ADD_RUN.run(c, begun):
         return False
-    is_first = _ADD_SESSION.run(c, begun) == 1
-    if not is_first:
-        _NOTE_USE.run(c, begun)
+    is_first = _NOTE_USE.run(c, begun) == 0
+    if is_first:  # or another begins it at the same time: then there is one, and nothing in it that has ended
+        _TOUCH_SESSION.run(c, begun)
     _ADD_MESSAGE.run(c, begun)
     return is_first
 

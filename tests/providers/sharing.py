@@ -1,4 +1,4 @@
-"""For tests on real sockets: pairs of them, a task that waits for all of them, as a server has, and who takes."""
+"""For tests on real sockets: pairs of them, one who watches all of them, as a server has, and who takes."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -259,7 +260,7 @@ async def test_a_bug_of_who_is_told_ends_it_and_is_raised(pair: Pair, reading: R
     assert told == ["once"]
 
 
-async def test_a_bug_while_it_is_cancelled_does_not_crash_trio(pair: Pair) -> None:
+async def test_a_bug_while_it_is_cancelled_is_logged(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -273,6 +274,17 @@ async def test_a_bug_while_it_is_cancelled_does_not_crash_trio(pair: Pair) -> No
             nursery.cancel_scope.cancel()
             readiness.after_io_wait(0.0)
     assert readiness.ended
+    assert {record.exc_info and record.exc_info[0] for record in caplog.records} == {ZeroDivisionError}
+
+
+async def test_another_trio_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that looks descriptors up without making entries would crash at ours."""
+    manager = trio.lowlevel.current_task()._runner.io_manager
+    strict = SimpleNamespace(io_manager=SimpleNamespace(_epoll=manager._epoll, _registered={}))
+    assert _epoll_of_trio() is manager._epoll
+    for runner in (strict, SimpleNamespace()):
+        monkeypatch.setattr(trio.lowlevel, "current_task", lambda runner=runner: SimpleNamespace(_runner=runner))
+        assert _epoll_of_trio() is None
 
 
 async def test_it_leaves_trio_as_it_was() -> None:

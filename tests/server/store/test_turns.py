@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
+from typing import Any
+
 import pytest
 import trio
 
 from engine.events import Usage
 from engine.provider import Message
+from server.store import history as history_module
+from server.store import turns as turns_module
 from server.store.database import Database
 from server.store.history import count_messages, count_sessions, delete_session, history, list_messages, list_sessions
 from server.store.memories import list_memories
-from server.store.run_texts import drop_response
+from server.store.run_texts import drop_response, drop_responses
 from server.store.turns import begin_turn, find_run, save_turn, tokens_used_since
 
 from .scene import FOREIGN_SCOPES, SCOPE, answer, at, called, gave, have_turn, said, turn
@@ -43,6 +49,34 @@ async def test_a_turn_begins_once(database: Database) -> None:
         assert await database.read(count_sessions, scope) == 0
     (message,) = await database.read(list_messages, SCOPE, None, 10, 0)
     assert message.created_at == at(1)
+
+
+async def test_a_turn_begins_though_its_session_is_being_deleted(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite has one writer: there, nobody is in the midst of deleting."""
+    locked, begins = threading.Event(), threading.Event()
+    really_note = turns_module._NOTE_USE.run
+
+    def drop_once_it_begins(*args: Any) -> None:
+        locked.set()
+        assert begins.wait(60)
+        drop_responses(*args)
+
+    def note_use(*args: Any) -> int:
+        begins.set()
+        return really_note(*args)
+
+    with closing(Database.open(postgres_url)) as database:
+        await have_turn(database, "first", "hello")
+        monkeypatch.setattr(history_module, "drop_responses", drop_once_it_begins)
+        monkeypatch.setattr(turns_module._NOTE_USE, "run", note_use)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.write, delete_session, SCOPE, "session")
+            await trio.to_thread.run_sync(locked.wait, 60)
+            nursery.start_soon(database.write, begin_turn, SCOPE, "session", "second", None, said("again"), at(3))
+        (message,) = await database.read(list_messages, SCOPE, "session", 10, 0)
+    assert message.content == "again"
 
 
 async def test_a_picture_without_words_is_a_message_but_no_memory(database: Database) -> None:
