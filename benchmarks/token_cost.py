@@ -57,6 +57,7 @@ WORK = {
     "paced": Work("paced-20x120", 120, 3.0),
     "paced-1": Work("paced-20x100", 1),
     "short": Work("paced-20x100", 60, 3.0),
+    "brief": Work("paced-20x40", 100, 3.0),
     "long": Work("paced-20x1000", 2),
     "steady": Work("paced-10x80", 60, 3.0),
     "gpt4o": Work("gpt4o", 160, 2.0),
@@ -98,6 +99,16 @@ def one_round(
 ) -> Figures:
     """Have an arm do the work; ``on_full`` is called once all streams are open. Raises RuntimeError if one failed."""
     upstream.reset()
+    return measured(running, work, on_full, yardstick)
+
+
+def measured(
+    running: RunningArm,
+    work: Work,
+    on_full: Callable[[], object] | None = None,
+    yardstick: Yardstick | None = None,
+) -> Figures:
+    """The same for who has reset the upstream: other arms may be at work."""
     seen: list[tuple[Progress, float]] = []
     process = running.process
 

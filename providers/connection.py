@@ -16,8 +16,8 @@ import trio
 
 from .chunked import LAST_CHUNK, ChunkedReader
 from .heads import PLAIN_HEAD, AnswerHead, PreparedHead, parse_plain_head
-from .network import READ_BYTES, is_readable, read_into
-from .tcp import Take
+from .network import is_readable, read_into
+from .tcp import READ_BYTES, Take
 
 MAX_HEAD_BYTES = 65_536
 """A response head that is still incomplete past this many bytes is refused."""

@@ -10,12 +10,9 @@ from typing import Protocol
 import httpx
 import trio
 
-from .tcp import Take, open_tcp, read_alone
+from .tcp import READ_BYTES, Take, open_tcp, read_alone
 
 _CERTIFICATES = {"SSL_CERT_FILE", "SSL_CERT_DIR"}
-
-READ_BYTES = 65_536
-"""The most that one socket read takes: what it brings is handed on as one chunk."""
 
 
 class NetworkConfigError(ValueError):

@@ -15,7 +15,8 @@ import trio
 
 from .readiness import Readiness, shared_readiness
 
-DEFAULT_READ_BYTES = 65_536
+READ_BYTES = 65_536
+"""The most that one socket read takes: what it brings is handed on as one chunk."""
 
 Take: TypeAlias = Callable[[bytes], bool]
 """Takes what one read brought, b"" at the end; whether more is wanted. Synchronous; perhaps outside
@@ -83,7 +84,7 @@ class TcpStream(trio.abc.Stream):
         """
         while (descriptor := self._socket.fileno()) != -1:
             await trio.lowlevel.wait_readable(descriptor)
-            if (data := _read_now(descriptor, max_bytes or DEFAULT_READ_BYTES)) is not None:
+            if (data := _read_now(descriptor, max_bytes or READ_BYTES)) is not None:
                 return data
         await trio.lowlevel.checkpoint()
         raise _closed()
@@ -186,7 +187,7 @@ class _Pushing:
         """There is something: hand it on. Nothing is awaited here, so that what is caught is no cancellation."""
         self._is_taking = True
         try:
-            data = _read_now(self._descriptor, DEFAULT_READ_BYTES)
+            data = _read_now(self._descriptor, READ_BYTES)
             wants_more = data is None or (self._context.run(self._take, data) and bool(data))
         except BaseException as error:  # noqa: ASYNC103, BLE001 - the waiting task's business, and raised there
             self.end(outcome.Error(error))
@@ -209,7 +210,7 @@ class _Pushing:
 
 async def read_alone(stream: trio.abc.Stream, take: Take) -> None:
     """As ``TcpStream.read_into``, in this task."""
-    while take(data := bytes(await stream.receive_some(DEFAULT_READ_BYTES))) and data:
+    while take(data := bytes(await stream.receive_some(READ_BYTES))) and data:
         pass
 
 
