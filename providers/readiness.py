@@ -1,4 +1,4 @@
-"""Who waits for a socket is told in trio's own loop, right after its wait: a token wakes no task.
+"""Who waits for a socket is told in trio's own loop, while it waits: a token wakes no task, and is no pass of the loop.
 
 A task that waits for the sockets and tells the others is a step of the loop's and two system calls more, each token.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import select
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import TypeAlias
+from time import perf_counter
+from typing import Any, TypeAlias
 
 import outcome
 import trio
@@ -21,11 +21,11 @@ Call: TypeAlias = Callable[[], None]
 _logger = logging.getLogger(__name__)
 
 
-class Readiness(trio.abc.Instrument):
+class Readiness:
     """Sockets that are watched, in an epoll set of their own.
 
-    While ``run`` runs, that set is in trio's own: trio's wait ends with what comes, and calls ``after_io_wait``.
-    Where trio's is not found (``_epoll_of_trio``), the task of ``run`` waits for it, and tells.
+    While ``run`` runs, trio waits for that set, in which its own is one of them, and who is ready is told in that wait
+    (``_Waiting``). Where trio's is not found (``_runner_of_trio``), the task of ``run`` waits for it, and tells.
 
     Attributes:
         ended: whether ``run`` has: nobody is told any more.
@@ -55,10 +55,10 @@ class Readiness(trio.abc.Instrument):
     async def run(self) -> None:
         """Tell them, until cancelled. What a call raises, a bug, is raised here; after the cancelling, it is logged."""
         try:
-            if (theirs := _epoll_of_trio()) is None:
+            if (runner := _runner_of_trio()) is None:
                 await self._tell_in_this_task()
             else:
-                await self._tell_in_the_loop(theirs)
+                await self._tell_in_the_loop(runner)
         finally:
             self.ended = True
             for descriptor, (_, on_end) in list(self._watched.items()):
@@ -69,50 +69,94 @@ class Readiness(trio.abc.Instrument):
     async def _tell_in_this_task(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll)
-            self._tell()
+            self.tell(self._epoll.poll(0))
 
-    async def _tell_in_the_loop(self, theirs: select.epoll) -> None:
+    async def _tell_in_the_loop(self, runner: Any) -> None:
         self._task = trio.lowlevel.current_task()
-        theirs.register(self._epoll, select.EPOLLIN)
-        trio.lowlevel.add_instrument(self)
+        manager = runner.io_manager
+        waiting = _Waiting(runner, self._epoll.poll, self)
+        self.watch(manager._epoll.fileno(), waiting.note_theirs)
+        runner.io_manager = waiting
         try:
             await trio.lowlevel.wait_task_rescheduled(self._give_up)
         finally:
-            theirs.unregister(self._epoll)
-            trio.lowlevel.remove_instrument(self)
+            runner.io_manager = manager
+            self.forget(manager._epoll.fileno())
 
     def _give_up(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's
-        """For trio: it has waited, and tasks have their turn after this."""
-        try:
-            self._tell()
-        except BaseException as bug:  # noqa: ASYNC103 - raised in ``run``: trio would log it, and go on without
-            task, self._task = self._task, None
-            if task is None:  # it is being cancelled
-                _logger.error("who was told of a socket has failed", exc_info=bug)
-            else:
-                trio.lowlevel.reschedule(task, outcome.Error(bug))
-
-    def _tell(self) -> None:
-        """Tell who is ready, each once: then others have their turn."""
-        for descriptor, _ in self._epoll.poll(0):
+    def tell(self, ready: Iterable[tuple[int, int]]) -> None:
+        """Tell these descriptors (with their events) once: then others have their turn. Raises what calls raise."""
+        for descriptor, _ in ready:
             if (calls := self._watched.get(descriptor)) is not None:  # one told before may have closed it
                 calls[0]()
 
+    def fail(self, bug: BaseException) -> None:
+        """Let ``run`` raise it. For trio's loop, which would end with it."""
+        task, self._task = self._task, None
+        if task is None:  # it is being cancelled
+            _logger.error("who was told of a socket has failed", exc_info=bug)
+        else:
+            trio.lowlevel.reschedule(task, outcome.Error(bug))
 
-def _epoll_of_trio() -> select.epoll | None:
-    """What trio itself waits with, and keeps to itself; None if it is not as we know it (``EpollIOManager``, 0.35).
 
-    There, a descriptor that no task waits for makes an empty entry, which is dropped. For who is in a task.
+class _Waiting:
+    """Stands in for trio's I/O manager: waits for our set, which trio's is in, and asks trio's only if that is ready.
+
+    Trio's loop goes on where there is something for it: a socket or a thread that a task waits for, a task to run, a
+    deadline. A token is none of these.
+    """
+
+    def __init__(self, runner: Any, poll: Callable[[float], list[tuple[int, int]]], readiness: Readiness) -> None:
+        """``runner`` is trio's, as ``_runner_of_trio`` knows it; ``poll`` waits for our set."""
+        self._runner = runner
+        self._manager = runner.io_manager
+        self._poll = poll
+        self._readiness = readiness
+        self._is_theirs = False
+
+    def note_theirs(self) -> None:
+        """Trio's set is ready."""
+        self._is_theirs = True
+
+    def get_events(self, timeout: float) -> bool:
+        """For trio: false if that time, in seconds, is over and there was nothing at all."""
+        runner, until = self._runner, perf_counter() + timeout
+        first = runner.deadlines.next_deadline()
+        while ready := self._poll(timeout):
+            try:
+                self._readiness.tell(ready)
+            except BaseException as bug:  # noqa: BLE001 - raised in ``Readiness.run``
+                self._readiness.fail(bug)
+            timeout = until - perf_counter()
+            if self._is_theirs or runner.runq or timeout <= 0 or runner.deadlines.next_deadline() < first:
+                return True
+        return False
+
+    def process_events(self, _: bool) -> None:
+        """For trio: wake who waits for what there is in its set."""
+        if self._is_theirs:
+            self._is_theirs = False
+            self._manager.process_events(self._manager.get_events(0))
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is trio's: who waits for a socket in a task, what wakes its loop."""
+        return getattr(self._manager, name)
+
+
+def _runner_of_trio() -> Any | None:
+    """What runs trio's loop. For who is in a task.
+
+    None if it is not as we know it (0.35, on Linux, not as a guest), or another one tells in it already.
     """
     runner = getattr(trio.lowlevel.current_task(), "_runner", None)
-    manager = getattr(runner, "io_manager", None)
-    found = getattr(manager, "_epoll", None)
-    makes_entries = isinstance(getattr(manager, "_registered", None), defaultdict)
-    return found if makes_entries and isinstance(found, select.epoll) else None
+    manager, deadlines = getattr(runner, "io_manager", None), getattr(runner, "deadlines", None)
+    known = [(runner, "runq"), (deadlines, "next_deadline"), (manager, "get_events"), (manager, "process_events")]
+    is_known = isinstance(getattr(manager, "_epoll", None), select.epoll) and all(hasattr(*one) for one in known)
+    is_free = getattr(runner, "is_guest", None) is False and not isinstance(manager, _Waiting)
+    return runner if is_known and is_free else None
 
 
 _shared: trio.lowlevel.RunVar[Readiness | None] = trio.lowlevel.RunVar("shared readiness", None)

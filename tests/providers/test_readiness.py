@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from providers.readiness import Readiness, _epoll_of_trio, share_readiness, shared_readiness
+from providers.readiness import Readiness, _runner_of_trio, share_readiness, shared_readiness
 from providers.tcp import Take, TcpStream
 
 from .sharing import Pair, Taker, connected, reset, sharing
@@ -38,7 +39,7 @@ async def shared() -> AsyncIterator[trio.Nursery]:
 async def by_a_task() -> AsyncIterator[trio.Nursery]:
     """A nursery for who reads; a task tells them, as trio's loop cannot."""
     with pytest.MonkeyPatch.context() as patching:
-        patching.setattr("providers.readiness._epoll_of_trio", lambda: None)
+        patching.setattr("providers.readiness._runner_of_trio", lambda: None)
         async with shared() as reading:
             yield reading
 
@@ -272,36 +273,180 @@ async def test_a_bug_while_it_is_cancelled_is_logged(pair: Pair, caplog: pytest.
             readiness.watch(pair[0]._socket.fileno(), fail)
             pair[1].sendall(b"x")
             nursery.cancel_scope.cancel()
-            readiness.after_io_wait(0.0)
+            trio.lowlevel.current_task()._runner.io_manager.get_events(0)
     assert readiness.ended
     assert {record.exc_info and record.exc_info[0] for record in caplog.records} == {ZeroDivisionError}
 
 
-async def test_another_trio_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that looks descriptors up without making entries would crash at ours."""
-    manager = trio.lowlevel.current_task()._runner.io_manager
-    strict = SimpleNamespace(io_manager=SimpleNamespace(_epoll=manager._epoll, _registered={}))
-    assert _epoll_of_trio() is manager._epoll
-    for runner in (strict, SimpleNamespace()):
-        monkeypatch.setattr(trio.lowlevel, "current_task", lambda runner=runner: SimpleNamespace(_runner=runner))
-        assert _epoll_of_trio() is None
+@pytest.mark.parametrize("strange", ["runq", "deadlines", "io_manager", "is_guest"])
+async def test_another_trio_is_left_alone(monkeypatch: pytest.MonkeyPatch, strange: str) -> None:
+    """One that we do not know, or that waits in a thread of its own (as a guest)."""
+    runner = trio.lowlevel.current_task()._runner
+    assert _runner_of_trio() is runner, "trio's loop is another one now, and each token wakes a task again"
+    known = {name: getattr(runner, name) for name in ("runq", "deadlines", "io_manager", "is_guest")}
+    del known[strange]
+    for other in (SimpleNamespace(**known), SimpleNamespace(**known | {"is_guest": True}), None):
+        monkeypatch.setattr(trio.lowlevel, "current_task", lambda other=other: SimpleNamespace(_runner=other))
+        assert _runner_of_trio() is None
 
 
 async def test_it_leaves_trio_as_it_was() -> None:
-    """Nothing of it stays in trio's set, nor in its list of instruments."""
-    theirs = _epoll_of_trio()
-    assert theirs is not None, "trio keeps its set elsewhere now, and each token wakes a task again"
+    """Trio waits with its own again, and nothing of it stays in its set."""
+    runner = _runner_of_trio()
+    assert runner is not None
+    theirs = runner.io_manager
     with share_readiness() as readiness:
         assert readiness is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(readiness.run)
             await wait_all_tasks_blocked()
-            theirs.modify(readiness._epoll, select.EPOLLIN)
+            assert runner.io_manager is not theirs
             nursery.cancel_scope.cancel()
+        assert runner.io_manager is theirs
         with pytest.raises(FileNotFoundError):
-            theirs.modify(readiness._epoll, select.EPOLLIN)
-        with pytest.raises(KeyError):
-            trio.lowlevel.remove_instrument(readiness)
+            readiness._epoll.modify(theirs._epoll, select.EPOLLIN)
+
+
+class Passes(trio.abc.Instrument):
+    """Counts those of trio's loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+def written_later(far: socket.socket, times: int) -> threading.Thread:
+    """A thread that writes bytes, each of which finds trio waiting again, most likely."""
+
+    def write() -> None:
+        for _ in range(times):
+            far.sendall(b"x")
+            threading.Event().wait(0.002)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+async def test_a_token_is_no_pass_of_trios_loop(pair: Pair) -> None:
+    stream, far = pair
+    passes, enough = Passes(), 20
+    taker = Taker(enough)
+    async with shared():
+        thread = written_later(far, enough)
+        trio.lowlevel.add_instrument(passes)
+        with trio.fail_after(5):
+            await stream.read_into(taker.take)
+        trio.lowlevel.remove_instrument(passes)
+    thread.join()
+    assert passes.count <= 4, f"{len(taker.taken)} reads"
+
+
+@ALL
+async def test_what_a_token_makes_due_is_not_kept_waiting(pair: Pair, reading: Reading) -> None:
+    """A task that it wakes, and a deadline that it moves forward, are seen to at once, while nothing else comes."""
+    stream, far = pair
+    woken, scope = trio.Event(), trio.CancelScope()
+
+    def take(data: bytes) -> bool:
+        if data == b"1":
+            woken.set()
+        else:
+            scope.deadline = trio.current_time() + 0.01
+        return True
+
+    async with reading() as nursery:
+        nursery.start_soon(stream.read_into, take)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            far.sendall(b"1")
+            await woken.wait()
+            with scope:
+                far.sendall(b"2")
+                await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+    assert scope.cancelled_caught
+
+
+@ALL
+async def test_tokens_without_end_keep_nobody_waiting(pair: Pair, reading: Reading) -> None:
+    """Neither a thread's result, nor a deadline, nor who waits until all are idle, nor a socket of a task."""
+    stream, far = pair
+    near_end, far_end = trio.socket.socketpair()
+
+    def take_and_send(_: bytes) -> bool:
+        far.send(b"x")
+        return True
+
+    with near_end, far_end:
+        async with reading() as nursery:
+            nursery.start_soon(stream.read_into, take_and_send)
+            far.sendall(b"x")
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(threading.get_ident) != threading.get_ident()
+                await trio.sleep(0.01)
+                await far_end.send(b"y")
+                assert await near_end.recv(1) == b"y"
+            nursery.cancel_scope.cancel()
+
+
+async def test_all_are_idle_and_the_clock_jumps_though_there_were_tokens(pair: Pair) -> None:
+    """What waits for silence (trio's tests, a virtual clock) is told of it after a token as ever."""
+    stream, far = pair
+    taker = Taker()
+    async with shared() as nursery:
+        nursery.start_soon(stream.read_into, taker.take)
+        for count in (1, 2):
+            nursery.start_soon(wait_all_tasks_blocked, 0.02)
+            await wait_all_tasks_blocked()
+            far.sendall(b"x")
+            with trio.fail_after(5):
+                await wait_all_tasks_blocked(0.05)
+            assert taker.taken == [b"x"] * count
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wait_with_a_token_is_no_silence(pair: Pair) -> None:
+    stream, far = pair
+    taker = Taker(1)
+    async with shared() as nursery:
+        nursery.start_soon(stream.read_into, taker.take)
+        await wait_all_tasks_blocked()
+        waiting = trio.lowlevel.current_task()._runner.io_manager
+        far.sendall(b"x")
+        assert waiting.get_events(0.0)
+        assert taker.taken == [b"x"]
+        assert not waiting.get_events(0.0)
+
+
+async def test_of_two_at_once_each_tells_its_own_whichever_ends_first(pair: Pair, another_pair: Pair) -> None:
+    takers = Taker(), Taker()
+    async with trio.open_nursery() as nursery:
+        ends: list[trio.CancelScope] = []
+        for (stream, _), taker in zip((pair, another_pair), takers, strict=True):
+            started = trio.Event()
+            ends.append(await nursery.start(read_while_shared, stream, taker, started))
+            await started.wait()
+        for turn, end in enumerate(ends):
+            for _, far in (pair, another_pair):
+                far.sendall(b"x")
+            await wait_all_tasks_blocked(0.02)
+            assert [len(taker.taken) for taker in takers] == ([1, 1] if turn == 0 else [1, 2])
+            end.cancel()
+            await wait_all_tasks_blocked()
+
+
+async def read_while_shared(
+    stream: TcpStream, taker: Taker, started: trio.Event, task_status: trio.TaskStatus[trio.CancelScope]
+) -> None:
+    """Hand on what comes from it until its scope is cancelled."""
+    with trio.CancelScope() as scope:
+        async with sharing(), trio.open_nursery() as nursery:
+            nursery.start_soon(stream.read_into, taker.take)
+            await wait_all_tasks_blocked()
+            task_status.started(scope)
+            started.set()
 
 
 async def test_one_that_another_closes_is_not_read(pair: Pair, another_pair: Pair) -> None:
