@@ -1,14 +1,18 @@
 """Who waits for a socket is told in trio's own loop, while it waits: a token wakes no task, and is no pass of the loop.
 
 A task that waits for the sockets and tells the others is a step of the loop's and two system calls more, each token.
+What a worker thread has done is told there, too: by trio's own way a task wakes for it first.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import select
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -34,6 +38,7 @@ class Readiness:
     def __init__(self, epoll: select.epoll) -> None:
         """``epoll`` is the caller's, and outlives ``run``."""
         self._epoll = epoll
+        self._from_threads = _CallsFromThreads()
         self._watched: dict[int, tuple[Call, Call | None]] = {}
         self._task: trio.lowlevel.Task | None = None
         self.ended = False
@@ -52,8 +57,13 @@ class Readiness:
         if self._watched.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
+    def call_soon(self, call: Call) -> bool:
+        """From another thread: have it called where who waits is told. False: ``run`` has ended, it never will be."""
+        return self._from_threads.add(call)
+
     async def run(self) -> None:
         """Tell them, until cancelled. What a call raises, a bug, is raised here; after the cancelling, it is logged."""
+        self.watch(self._from_threads.open(), self._from_threads.make)
         try:
             if (runner := _runner_of_trio()) is None:
                 await self._tell_in_this_task()
@@ -65,6 +75,7 @@ class Readiness:
                 self.forget(descriptor)
                 if on_end is not None:
                     on_end()
+            self._from_threads.close()
 
     async def _tell_in_this_task(self) -> None:
         while True:
@@ -100,6 +111,44 @@ class Readiness:
             _logger.error("who was told of a socket has failed", exc_info=bug)
         else:
             trio.lowlevel.reschedule(task, outcome.Error(bug))
+
+
+class _CallsFromThreads:
+    """Calls that threads want made in the loop; a descriptor (eventfd(2)) is readable while there are any."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Call] = deque()
+        self._opening = threading.Lock()
+        self._descriptor = -1
+
+    def open(self) -> int:
+        """From now on to ``close``, take calls; the descriptor."""
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return self._descriptor
+
+    def add(self, call: Call) -> bool:
+        """From any thread; False: it is not open."""
+        with self._opening:
+            if self._descriptor != -1:
+                self._calls.append(call)
+                os.eventfd_write(self._descriptor, 1)
+            return self._descriptor != -1
+
+    def make(self) -> None:
+        """There are some: make them."""
+        os.eventfd_read(self._descriptor)
+        self._make_all()
+
+    def close(self) -> None:
+        """Take no more, and make those that wait. Comes after the descriptor is forgotten."""
+        with self._opening:
+            descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+        self._make_all()
+
+    def _make_all(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
 
 
 class _Waiting:
@@ -166,6 +215,18 @@ def shared_readiness() -> Readiness | None:
     """What is run for everybody now; None: who waits for a socket waits for it alone."""
     readiness = _shared.get()
     return None if readiness is None or readiness.ended else readiness
+
+
+def caller_from_threads() -> Callable[[Call], None]:
+    """What a thread that is started now has something called with in this loop; not if that has ended."""
+    readiness, token = shared_readiness(), trio.lowlevel.current_trio_token()
+
+    def call_soon(call: Call) -> None:
+        if readiness is None or not readiness.call_soon(call):
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(call)
+
+    return call_soon
 
 
 @contextmanager

@@ -7,7 +7,6 @@ this way, and no start waits for the commits of all that came before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
@@ -15,6 +14,8 @@ from typing import Any, TypeAlias, TypeVar
 import outcome
 import trio
 from sqlalchemy import Connection
+
+from providers.readiness import caller_from_threads
 
 from .errors import StoreUnavailableError
 
@@ -83,11 +84,10 @@ class GroupedWrites:
 
     def _begin(self, group: Sequence[_Asked]) -> None:
         """Have a thread make these changes."""
-        token = trio.lowlevel.current_trio_token()
+        call_soon = caller_from_threads()
 
         def deliver(made: outcome.Outcome[Sequence[Outcome]]) -> None:
-            with suppress(trio.RunFinishedError):  # then all have given up
-                token.run_sync_soon(self._made, group, made)
+            call_soon(partial(self._made, group, made))  # if the loop has ended meanwhile, all have given up
 
         trio.lowlevel.start_thread_soon(partial(self._make_together, [asked.change for asked in group]), deliver)
         self._under_way = True
