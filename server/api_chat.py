@@ -6,6 +6,7 @@ from math import ceil
 from typing import Literal
 
 import msgspec
+import trio
 from quart import Response
 
 from engine import AgentStopped, Error, GenerationComplete, Run, RunSpec, RunSupervisor, Usage
@@ -56,8 +57,11 @@ class WholeAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def chat_stream(call: Call[ChatRequest, None]) -> Response | EventStreamBody:
-    """Start a run, or join one, and stream its events."""
-    return events_response(call, await run_of_chat(call, start_run))
+    """Start a run, or join one, and stream its events. What has been started asks its model before all else."""
+    run = await run_of_chat(call, start_run)
+    for _ in range(2):  # two, so that it has its first steps in whatever order trio's tasks have theirs
+        await trio.lowlevel.cancel_shielded_checkpoint()  # as a run that nobody reads yet is not to be left here
+    return events_response(call, run)
 
 
 async def chat_whole(call: Call[ChatRequest, None]) -> Reply:

@@ -119,8 +119,6 @@ class EventStreamBody(WatchedBody):
 
         The last piece and the end are one write too. Where it breaks off, it raises as ``reading`` knows.
         """
-        for _ in range(2):  # a run that was just started has its first steps: the model is asked 0.2 ms earlier
-            await trio.lowlevel.checkpoint()
         if not self.is_ready:
             await writer.write(held)
             held = b""
