@@ -16,7 +16,14 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from providers.readiness import Readiness, _runner_of_trio, share_readiness, shared_readiness
+from providers.readiness import (
+    Call,
+    Readiness,
+    _runner_of_trio,
+    caller_from_threads,
+    share_readiness,
+    shared_readiness,
+)
 from providers.tcp import Take, TcpStream
 
 from .sharing import Pair, Taker, connected, reset, sharing
@@ -418,6 +425,83 @@ async def test_a_wait_with_a_token_is_no_silence(pair: Pair) -> None:
         assert waiting.get_events(0.0)
         assert taker.taken == [b"x"]
         assert not waiting.get_events(0.0)
+
+
+@ALL
+async def test_what_threads_want_called_is_called_in_the_loop(reading: Reading) -> None:
+    """All of it, in each thread's order, also by trio's own way where nobody tells."""
+    called: list[tuple[int, int, int]] = []
+    all_called = trio.Event()
+
+    def note(thread: int, number: int) -> None:
+        called.append((thread, number, threading.get_ident()))
+        if len(called) == 200:
+            all_called.set()
+
+    def call_from_thread(thread: int, call_soon: Callable[[Call], None]) -> None:
+        for number in range(100):
+            call_soon(partial(note, thread, number))
+
+    async with reading() as nursery:
+        await wait_all_tasks_blocked()
+        call_soon = caller_from_threads()
+        for thread in (1, 2):
+            nursery.start_soon(trio.to_thread.run_sync, call_from_thread, thread, call_soon)
+        with trio.fail_after(5):
+            await all_called.wait()
+    assert {ident for *_, ident in called} == {threading.get_ident()}
+    for thread in (1, 2):
+        assert [number for of, number, _ in called if of == thread] == list(range(100))
+
+
+async def test_a_call_from_a_thread_is_no_pass_of_a_task_in_between() -> None:
+    steps: list[str] = []
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            steps.append(task.name)
+
+    async with shared():
+        await wait_all_tasks_blocked()
+        called = trio.Event()
+        call_soon = caller_from_threads()
+        instrument = Steps()
+        trio.lowlevel.add_instrument(instrument)
+        threading.Timer(0.01, call_soon, [called.set]).start()
+        with trio.fail_after(5):
+            await called.wait()
+        trio.lowlevel.remove_instrument(instrument)
+    assert not [name for name in steps if "run_sync_soon" in name], steps
+
+
+async def test_what_is_called_while_it_ends_or_later_is_called_all_the_same(pair: Pair) -> None:
+    called: list[str] = []
+    late = trio.Event()
+    with share_readiness() as readiness:
+        assert readiness is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readiness.run)
+            await wait_all_tasks_blocked()
+            call_soon = caller_from_threads()
+            say = partial(call_soon, partial(called.append, "while it ends"))
+            readiness.watch(pair[0]._socket.fileno(), lambda: None, say)
+            nursery.cancel_scope.cancel()
+    assert called == ["while it ends"]
+    assert not readiness.call_soon(late.set), "it has ended"
+    call_soon(late.set)
+    with trio.fail_after(5):
+        await late.wait()
+
+
+async def test_its_descriptors_are_closed() -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for _ in range(3):
+        async with shared():
+            await wait_all_tasks_blocked()
+    assert opened() == before
 
 
 async def test_of_two_at_once_each_tells_its_own_whichever_ends_first(pair: Pair, another_pair: Pair) -> None:
