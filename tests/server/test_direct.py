@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
+from quart import Response
 from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from engine import AgentStopped
 from providers.chunked import LAST_CHUNK
+from server import api_chat
 from server.cors import Cors
 from server.direct import plain_request
 from server.guard import RequestGuard
 from server.requests import BODY_SECONDS
+from server.routing import Call
+from server.run_directory import RunHandle
 from server.serving import REST_SECONDS
+from server.sse import EventStreamBody
 from server.testing.memory_connection import MemoryStream
 from tests.engine.scripted import SENT, ScriptedProvider, text
 from tests.harness.world import World, open_world
@@ -257,6 +262,26 @@ async def test_a_head_without_a_body_is_408_after_its_time(autojump_clock: MockC
         answer = await client.ask(PLAIN[: PLAIN.index(HEAD_END) + len(HEAD_END)])
         assert answer.status == 408
         assert trio.current_time() == BODY_SECONDS + REST_SECONDS
+
+
+async def test_the_model_is_asked_before_the_answer_is_made(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the order in which trio's tasks have their turn, which it draws by chance."""
+    asked: list[int] = []
+    make = api_chat.events_response
+
+    def make_noting(call: Call[Any, Any], run: RunHandle) -> Response | EventStreamBody:
+        asked.append(len(provider.requests))
+        return make(call, run)
+
+    monkeypatch.setattr(api_chat, "events_response", make_noting)
+    async with open_world() as world:
+        provider = ScriptedProvider((0, (SENT,)), (1, text("word")))
+        world.add_agent(provider=provider)
+        for _ in range(12):
+            await world.chat()
+    assert asked == list(range(1, 13))
 
 
 async def test_head_and_first_events_are_one_write_and_so_are_the_last_event_and_the_end(
