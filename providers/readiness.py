@@ -177,7 +177,7 @@ class _Waiting:
         while ready := self._poll(timeout):
             try:
                 self._readiness.tell(ready)
-            except BaseException as bug:  # noqa: BLE001 - raised in ``Readiness.run``
+            except BaseException as bug:  # noqa: ASYNC103, BLE001 - raised in ``Readiness.run``
                 self._readiness.fail(bug)
             timeout = until - perf_counter()
             if self._is_theirs or runner.runq or timeout <= 0 or runner.deadlines.next_deadline() < first:
