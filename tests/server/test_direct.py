@@ -14,12 +14,12 @@ from trio.testing import MockClock
 
 from engine import AgentStopped
 from providers.chunked import LAST_CHUNK
-from server import api_chat
 from server.cors import Cors
 from server.direct import plain_request
 from server.guard import RequestGuard
 from server.requests import BODY_SECONDS
 from server.routing import Call
+from server.run_access import events_response
 from server.run_directory import RunHandle
 from server.serving import REST_SECONDS
 from server.sse import EventStreamBody
@@ -269,13 +269,12 @@ async def test_the_model_is_asked_before_the_answer_is_made(
 ) -> None:
     """Whatever the order in which trio's tasks have their turn, which it draws by chance."""
     asked: list[int] = []
-    make = api_chat.events_response
 
     def make_noting(call: Call[Any, Any], run: RunHandle) -> Response | EventStreamBody:
         asked.append(len(provider.requests))
-        return make(call, run)
+        return events_response(call, run)
 
-    monkeypatch.setattr(api_chat, "events_response", make_noting)
+    monkeypatch.setattr("server.api_chat.events_response", make_noting)
     async with open_world() as world:
         provider = ScriptedProvider((0, (SENT,)), (1, text("word")))
         world.add_agent(provider=provider)
