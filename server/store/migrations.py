@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 from sqlalchemy import Connection, Engine, func, insert, inspect, select, text
 
-from . import version_1, version_2, version_3, version_4
+from . import version_1, version_2, version_3, version_4, version_5
 from .errors import DatabaseError
 from .schema import schema_version
 from .times import time_text
@@ -57,6 +57,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(version=2, both=version_2.BOTH),
     Migration(version=3, both=version_3.BOTH),
     Migration(version=4, both=version_4.BOTH),
+    Migration(version=5, sqlite=version_5.SQLITE),
 )
 
 

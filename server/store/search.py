@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 from sqlalchemy import Connection
 
 from .prepared import rows_of_text
 from .rows import Scope
-from .schema import storable
+from .schema import owner_values, storable
 from .search_terms import owner_term
 
 MAX_CANDIDATES = 200
@@ -24,37 +24,53 @@ _MINE = "m.tenant_id = :tenant_id AND m.user_id = :user_id AND m.agent_id = :age
 _ONE_TERM = {
     "sqlite": """
         SELECT * FROM (
-            SELECT rowid FROM memory_index WHERE memory_index MATCH :match_{at} ORDER BY rowid DESC LIMIT :most
+            SELECT rowid FROM memory_index WHERE memory_index MATCH :match_{at} ORDER BY rowid DESC LIMIT :most_{at}
         )""",
     "postgresql": f"""
         (
             SELECT m.number FROM memories m
             WHERE m.search @@ CAST(:match_{{at}} AS tsquery) AND {_MINE}
-            ORDER BY m.number + 0 DESC LIMIT :most
+            ORDER BY m.number + 0 DESC LIMIT :most_{{at}}
         )""",
 }
 _MINE_OF_THESE = {"sqlite": _MINE.replace("m.tenant_id", "+m.tenant_id"), "postgresql": _MINE}
+_NOT_INDEXED = f"""
+    SELECT m.number, m.terms FROM memories m
+    WHERE {_MINE} AND m.number > (SELECT upto FROM memories_indexed) ORDER BY m.number DESC
+"""
 
 
 def select_candidates(c: Connection, scope: Scope, terms: Sequence[str]) -> list[tuple[int, str]]:
     """Numbers and terms of memories with at least one of the terms."""
-    owner = owner_term(scope)
+    dialect = c.dialect.name
     # Terms have letters, digits and marks only (search_terms), so that these quotes cannot be left.
-    form = "'={}' & '{}'" if c.dialect.name == "postgresql" else 'owner : "{}" AND terms : "{}"'
-    values: dict[str, str | int] = {
-        "tenant_id": storable(scope.tenant_id),
-        "user_id": storable(scope.user_id),
-        "agent_id": storable(scope.agent_id),
-        "most": max(_LEAST_A_TERM, MAX_CANDIDATES // len(terms)),
-    }
-    values |= {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
-    one_term = _ONE_TERM[c.dialect.name]
+    form = "'={}' & '{}'" if dialect == "postgresql" else 'owner : "{}" AND terms : "{}"'
+    owner = owner_term(scope)
+    mine = {name: storable(value) for name, value in owner_values(scope).items()}
+    left = dict.fromkeys(terms, max(_LEAST_A_TERM, MAX_CANDIDATES // len(terms)))
+    found = _not_indexed(c, mine, left) if dialect == "sqlite" else []
+    values: dict[str, str | int] = {f"match_{at}": form.format(owner, term) for at, term in enumerate(terms)}
+    values |= {f"most_{at}": left[term] for at, term in enumerate(terms)}
+    one_term = _ONE_TERM[dialect]
     numbers = " UNION ALL ".join([one_term.format(at=at) for at in range(len(terms))])
-    mine = _MINE_OF_THESE[c.dialect.name]
-    found = rows_of_text(
-        c, f"SELECT m.number, m.terms FROM memories m WHERE m.number IN ({numbers}) AND {mine}", values
-    )
-    return [(number, kept) for number, kept in found]
+    indexed = f"SELECT m.number, m.terms FROM memories m WHERE m.number IN ({numbers}) AND {_MINE_OF_THESE[dialect]}"
+    return found + [(number, kept) for number, kept in rows_of_text(c, indexed, values | mine)]
+
+
+def _not_indexed(c: Connection, mine: Mapping[str, str], left: dict[str, int]) -> list[tuple[int, str]]:
+    """Those that SQLite's index does not have yet (``version_5``), the newest: as many of each term as are ``left``.
+
+    What of each is left then is written there.
+    """
+    found: list[tuple[int, str]] = []
+    for number, kept in rows_of_text(c, _NOT_INDEXED, mine):
+        spaced = f" {kept} "
+        having = [term for term in left if f" {term} " in spaced]
+        if any([left[term] > 0 for term in having]):
+            found.append((number, kept))
+        for term in having:
+            left[term] = max(0, left[term] - 1)
+    return found
 
 
 def rank(terms: Sequence[str], found: Sequence[tuple[int, str]], total: int) -> list[tuple[int, float]]:

@@ -10,9 +10,12 @@ from sqlalchemy import Engine, exc, inspect, text
 
 from server.store.connecting import connect_postgresql, connect_sqlite, for_writing, parse_url
 from server.store.database import Database, DatabaseError
+from server.store.memories import delete_memory, keep_memory, search_memories
 from server.store.migrations import MIGRATIONS, Migration, current_version, migrate
 from server.store.schema import ALL_TABLES
 from tests.harness.postgres import Cluster
+
+from .scene import SCOPE, at
 
 FIRST = Migration(version=1, both=("CREATE TABLE one (n INTEGER)",))
 SECOND = Migration(
@@ -132,6 +135,21 @@ def test_runs_without_words_are_found_when_their_session_is_deleted(engine: Engi
     with engine.connect() as c:
         found = c.execute(text("SELECT run_id, unremembered FROM runs ORDER BY run_id")).all()
     assert [tuple(row) for row in found] == [("silent", True), ("spoken", None)]
+
+
+def test_memories_of_version_4_are_found_and_not_indexed_twice(bare_url: str, engine: Engine) -> None:
+    migrate(engine, MIGRATIONS[:4])
+    with engine.connect() as c, c.begin():
+        for number in range(3):
+            keep_memory(c, SCOPE, f"old-{number}", "a dog", "fact", at(1))
+        delete_memory(c, SCOPE, "old-2")
+    migrate(engine)
+    with engine.connect() as c, c.begin():
+        for number in range(130):
+            keep_memory(c, SCOPE, f"new-{number}", "a dog" if number % 50 == 0 else "a cat", "fact", at(1))
+        delete_memory(c, SCOPE, "old-1")
+        dogs = search_memories(c, SCOPE, "dog", 10)
+    assert [memory.id for memory in dogs] == ["new-100", "new-50", "new-0", "old-0"]
 
 
 def test_versions_count_up_from_one() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from server.store.database import Database
-from server.store.memories import add_memory, clear_memories, search_memories
+from server.store.memories import add_memory, clear_memories, delete_memory, search_memories, update_memory
 from server.store.rows import Scope
 from server.store.search import MAX_CANDIDATES
 from tests.harness.postgres import Cluster
@@ -134,6 +135,40 @@ async def test_a_very_long_memory_is_kept_whole_and_found_by_its_beginning(datab
     assert await found(database, "zebra") == []
 
 
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 130])
+async def test_what_the_index_has_not_taken_yet_is_found_as_well(database: Database, count: int) -> None:
+    """SQLite's takes 64 at a time (version 5)."""
+    await database.write(add_texts, SCOPE, {str(number): f"dog{number} barks" for number in range(count)})
+    for number in {0, count // 2, count - 1}:
+        assert await found(database, f"dog{number}") == [str(number)]
+    for number in {0, count - 1}:
+        await database.write(update_memory, SCOPE, str(number), f"cat{number} purrs", None, at(2))
+        assert await found(database, f"dog{number}") == []
+        assert await found(database, f"cat{number}") == [str(number)]
+        await database.write(delete_memory, SCOPE, str(number))
+        assert await found(database, f"cat{number}") == []
+    await database.write(add_texts, SCOPE, {f"later-{number}": "barks" for number in range(70)})
+    assert len(await found(database, "barks", 300)) == count - len({0, count - 1}) + 70
+    assert await found(database, "purrs") == []
+
+
+async def test_few_and_short_ones_wait_for_the_index(tmp_path: Path) -> None:
+    def upto(c: Connection) -> tuple[int, int]:
+        c.execute(text("INSERT INTO memory_index (memory_index, rank) VALUES ('integrity-check', 0)"))
+        (row,) = c.execute(text("SELECT upto, (SELECT max(number) FROM memories) FROM memories_indexed")).all()
+        return row[0], row[1]
+
+    database = Database.open(f"sqlite:///{tmp_path / 'lumos.db'}")
+    await database.write(add_texts, SCOPE, {str(number): "dog" for number in range(150)})
+    assert await database.write(upto) == (128, 150)
+    await database.write(add_texts, SCOPE, {"long": "a dog barks " * 100})
+    assert await database.write(upto) == (151, 151)
+    await database.write(add_texts, SCOPE, {"after": "dog"})
+    assert await database.write(upto) == (151, 152)
+    assert (await found(database, "barks")) == ["long"]
+    database.close()
+
+
 @pytest.fixture(scope="module")
 def both(postgres_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, Database]]:
     name = postgres_cluster.create_database()
@@ -160,6 +195,8 @@ async def test_both_databases_find_the_same_in_the_same_order(
     for database in both:
         await database.write(clear_memories, SCOPE)
         await database.write(add_texts, SCOPE, {str(number): text for number, text in enumerate(texts)})
+        await database.write(delete_memory, SCOPE, str(len(texts) // 2))
+        await database.write(update_memory, SCOPE, "0", "the dog", None, at(2))
         memories = await database.read(search_memories, SCOPE, query, 10)
         answers.append([(memory.id, memory.text, memory.score) for memory in memories])
     assert answers[0] == answers[1]
