@@ -66,7 +66,7 @@ def _not_indexed(c: Connection, mine: Mapping[str, str], left: dict[str, int]) -
     for number, kept in rows_of_text(c, _NOT_INDEXED, mine):
         spaced = f" {kept} "
         having = [term for term in left if f" {term} " in spaced]
-        if any([left[term] > 0 for term in having]):
+        if any(left[term] > 0 for term in having):
             found.append((number, kept))
         for term in having:
             left[term] = max(0, left[term] - 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from server.store.database import Database
 from server.store.memories import add_memory, clear_memories, delete_memory, search_memories, update_memory
@@ -125,6 +125,8 @@ async def test_common_words_do_not_crowd_out_a_rare_one(database: Database) -> N
     await database.write(add_texts, SCOPE, texts)
     assert (await found(database, "common aardvark words"))[0] == "old"
     assert await found(database, "common", 2) == [f"id-{2 * MAX_CANDIDATES - 1}", f"id-{2 * MAX_CANDIDATES - 2}"]
+    newest = [f"id-{2 * MAX_CANDIDATES - 1 - number}" for number in range(MAX_CANDIDATES)]
+    assert await found(database, "common", 2 * MAX_CANDIDATES) == newest
 
 
 async def test_a_very_long_memory_is_kept_whole_and_found_by_its_beginning(database: Database) -> None:
@@ -154,8 +156,8 @@ async def test_what_the_index_has_not_taken_yet_is_found_as_well(database: Datab
 
 async def test_few_and_short_ones_wait_for_the_index(tmp_path: Path) -> None:
     def upto(c: Connection) -> tuple[int, int]:
-        c.execute(text("INSERT INTO memory_index (memory_index, rank) VALUES ('integrity-check', 0)"))
-        (row,) = c.execute(text("SELECT upto, (SELECT max(number) FROM memories) FROM memories_indexed")).all()
+        c.exec_driver_sql("INSERT INTO memory_index (memory_index, rank) VALUES ('integrity-check', 0)")
+        (row,) = c.exec_driver_sql("SELECT upto, (SELECT max(number) FROM memories) FROM memories_indexed").all()
         return row[0], row[1]
 
     database = Database.open(f"sqlite:///{tmp_path / 'lumos.db'}")
