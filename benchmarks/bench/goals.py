@@ -1,4 +1,4 @@
-"""What issue 7 wants of us, as data, and whether a result shows it."""
+"""What issue 7 wants of us, as data, and whether a result shows it; beside one goal what it leaves out."""
 
 from __future__ import annotations
 
@@ -116,6 +116,14 @@ GOALS = (
     ),
     Goal(title="start to the first 200", workload="w8", metric="start_ms", limit=0.1, against="litellm", kind="ratio"),
     Goal(title="import engine over a bare interpreter", workload="w8", metric="import_ms", limit=100, unit="ms"),
+    # Not the issue's: an import of the package alone loads next to nothing.
+    Goal(
+        title="import of what an agent needs, provider left out, over a bare interpreter",
+        workload="w8",
+        metric="import_used_ms",
+        limit=100,
+        unit="ms",
+    ),
     Goal(title="replay error p99, 100 streams", workload="w9", metric="replay_error_us.p99", limit=2000, unit="µs"),
     Goal(title="replay drift at the last event", workload="w9", metric="replay_drift_us", limit=500, unit="µs"),
     Goal(title="cost of an event as runs grow to 10,000", workload="flat-events", metric="growth", limit=1.15),

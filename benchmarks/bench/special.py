@@ -38,7 +38,10 @@ IMPORTS = {
     "pydantic-ai": "import pydantic_ai",
     "litellm": "import litellm",
 }
-"""What a program that uses it has to import."""
+"""What a program that uses it imports."""
+
+IMPORTS_USED = IMPORTS | {"lumos": "from engine import StreamingAgent"}
+"""What it needs to run: ``import engine`` alone loads next to nothing. Ours without a provider and its HTTP client."""
 
 _RECORDING = "gpt4o-13s"
 _TRIES = 5
@@ -51,10 +54,17 @@ _BODY = direct_body("one")
 def start_trial(arm: Arm, started: RunningArm, number: int, *, imports: bool) -> Trial:
     """From exec to the first 200, of the start that there was anyway; and what it takes to import, if wanted."""
     found: Metrics = {"start_ms": round(started.process.start_seconds * 1000, 1)}
-    if imports and (statement := IMPORTS.get(arm.name)):
-        python = python_for(arm.environment)
-        found["import_ms"] = round((run_seconds(python, statement) - run_seconds(python, "pass")) * 1000, 1)
+    if imports and arm.name in IMPORTS:
+        found |= import_metrics(arm)
     return Trial(arm=arm.name, workload=START, n=1, round=number, metrics=found)
+
+
+def import_metrics(arm: Arm) -> Metrics:
+    """Over a bare interpreter: what is imported, and what has to be loaded for use; of peers one and the same."""
+    python, imported, used = python_for(arm.environment), IMPORTS[arm.name], IMPORTS_USED[arm.name]
+    seconds = {statement: run_seconds(python, statement) for statement in ("pass", *{imported, used})}
+    found = {"import_ms": imported, "import_used_ms": used}
+    return {name: round((seconds[statement] - seconds["pass"]) * 1000, 1) for name, statement in found.items()}
 
 
 def run_seconds(python: Path, statement: str) -> float:

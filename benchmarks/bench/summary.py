@@ -25,7 +25,7 @@ COMPARED = {
     "streams_per_core",
     "events_per_s",
     "start_ms",
-    "import_ms",
+    "import_used_ms",
 }
 
 

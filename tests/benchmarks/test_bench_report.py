@@ -239,6 +239,17 @@ def test_no_claim_without_an_interval() -> None:
     assert verdict.state == "not reached"
 
 
+def test_the_import_of_what_an_agent_needs_is_a_goal_beside_the_packages_and_compared_in_its_place() -> None:
+    trials = trials_of("w8", "import_ms", {"lumos": 2, "litellm": 2000})
+    trials += trials_of("w8", "import_used_ms", {"lumos": 150, "litellm": 2000})
+    result = result_of(trials)
+    states = {wanted.metric: judge(wanted, result).state for wanted in GOALS if wanted.metric.startswith("import")}
+    assert states == {"import_ms": "reached", "import_used_ms": "not reached"}
+    assert "import of what an agent needs, provider left out, over a bare interpreter" in Page(page(result)).texts
+    ratios = {entry.metric: entry.ratio_vs_peer for entry in result.summary if entry.arm == "litellm"}
+    assert ratios == {"import_ms": None, "import_used_ms": 0.075}
+
+
 def test_one_leak_in_one_round_is_a_leak() -> None:
     trials = trials_of("w6-stream", "leaked_upstreams", {"lumos": 0})
     leaks = goal(workload="w6-stream", metric="leaked_upstreams", limit=0)

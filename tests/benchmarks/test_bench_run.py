@@ -17,6 +17,7 @@ from benchmarks.bench.drive import running_upstream
 from benchmarks.bench.report import page
 from benchmarks.bench.result import Result, Trial, load
 from benchmarks.bench.run import Plan, Screen, plan_of, run
+from benchmarks.bench.special import import_metrics
 from benchmarks.bench.table import table
 from benchmarks.bench.trial import Parts, Place, warm_up
 from benchmarks.bench.turns import Turn
@@ -76,6 +77,11 @@ def assert_told_at_full_speed(result: Result) -> None:
             assert 0 < entry.median <= 2 * trial.metrics[entry.metric]
         else:
             assert entry.median == round(trial.metrics[entry.metric], 4)
+
+
+def test_our_package_is_imported_in_a_fraction_of_what_an_agent_needs() -> None:
+    found = import_metrics(find_arm("lumos"))
+    assert found["import_ms"] < found["import_used_ms"] / 4
 
 
 def test_on_one_core_a_run_does_without_a_yardstick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from benchmarks.bench.histogram import Histogram
 from benchmarks.bench.job import Outcome, Stream
 from benchmarks.bench.metrics import Sample, Seen, passes
 from benchmarks.bench.scripts import script_of
-from benchmarks.bench.special import stamped
+from benchmarks.bench.special import import_metrics, stamped
 from benchmarks.bench.stamps import Finder
 from benchmarks.bench.upstream_log import Served
 from benchmarks.bench.workloads import WORKLOADS, Step, poisson, selected, steps_of, to_job
@@ -171,3 +171,20 @@ def test_a_recording_is_stamped_with_its_own_times() -> None:
     assert [int(number) for number, _, _, _ in found] == list(range(len(offsets)))
     assert {tag for _, tag, _, _ in found} == {b"000000"}
     assert [mark for *_, mark in found] == [b";"] * (len(offsets) - 1) + [b"!"]
+
+
+def test_an_import_is_told_with_what_its_use_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"pass": 0.02, "import engine": 0.022, "from engine import StreamingAgent": 0.17, "import litellm": 2.0}
+    run: list[str] = []
+
+    def run_seconds(_: object, statement: str) -> float:
+        run.append(statement)
+        return seconds[statement]
+
+    monkeypatch.setattr("benchmarks.bench.special.run_seconds", run_seconds)
+    monkeypatch.setattr("benchmarks.bench.special.python_for", lambda _: None)
+    assert import_metrics(find_arm("lumos")) == {"import_ms": 2, "import_used_ms": 150}
+    assert sorted(run) == ["from engine import StreamingAgent", "import engine", "pass"]
+    run.clear()
+    assert import_metrics(find_arm("litellm")) == {"import_ms": 1980, "import_used_ms": 1980}
+    assert sorted(run) == ["import litellm", "pass"], "once, where both are the same"
