@@ -52,6 +52,16 @@ if TYPE_CHECKING:
     from .supervisor import DrainingError, RetentionLimits, RunSupervisor
     from .tools import Tool, ToolContext, ToolError, ToolResult, ToolUse
     from .trace import Span, TraceCollector
+else:  # hidden from checkers, which would take any name for one that there is
+
+    def __getattr__(name: str) -> object:
+        if name in _NAMES:
+            return import_module(f".{name}", __name__)
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return value
+
 
 __all__ = [
     "AgentStarted",
@@ -151,16 +161,6 @@ _NAMES = {
 """What each submodule has of ``__all__``."""
 
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
-
-if not TYPE_CHECKING:  # or checkers would take any name for one that there is
-
-    def __getattr__(name: str) -> object:
-        if name in _NAMES:
-            return import_module(f".{name}", __name__)
-        if name not in _MODULES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-        return value
 
 
 def __dir__() -> list[str]:

@@ -49,6 +49,13 @@ def test_each_name_is_its_submodules_own_object_and_looked_up_once(module: str) 
         assert vars(engine)[name] is found
 
 
+@pytest.mark.parametrize("module", TABLE)
+def test_a_submodule_is_there_without_an_import_of_its_own(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = import_module(f"engine.{module}")
+    monkeypatch.delattr(engine, module)
+    assert getattr(engine, module) is loaded
+
+
 def test_the_package_alone_loads_nothing_of_its_own_nor_of_others() -> None:
     loaded = loaded_by("import engine") - loaded_by("pass")
     assert not loaded & {"msgspec", "trio", "typing"}
