@@ -88,6 +88,7 @@ class Run:
         self._total_until = self.started_at + spec.deadlines.total
         self._model_until = inf
         self._unread_until = self.started_at + max(spec.resume_grace, FIRST_READER_SECONDS)
+        self._due_at = min(self._total_until, self._unread_until)
         self._scope: trio.CancelScope | None = None  # from its task's first step
         self.log.on_readers_changed = self._readers_changed
         self._emitter.emit(AgentStarted(spec.agent_id, run_id, wall_clock().isoformat()))
@@ -247,12 +248,15 @@ class Run:
     def expect_by(self, due_at: float) -> None:
         """Without more from the model by then, on trio's clock, the run is cancelled."""
         self._model_until = due_at
-        if self._scope is not None:
-            self._scope.deadline = min(self._total_until, self._unread_until, due_at)
+        self._move_deadline()
 
-    @property
-    def _due_at(self) -> float:
-        return min(self._total_until, self._unread_until, self._model_until)
+    def _move_deadline(self) -> None:
+        """The earliest counts; trio is told only of another one, as that takes it nine calls."""
+        due_at = min(self._total_until, self._unread_until, self._model_until)
+        if due_at != self._due_at:
+            self._due_at = due_at
+            if self._scope is not None:
+                self._scope.deadline = due_at
 
     def note_sent(self) -> None:
         """A model was asked: from now on there is ``usage``."""
@@ -288,8 +292,7 @@ class Run:
         if self._terminal is not None or (scope is not None and scope.cancel_called):
             return
         self._unread_until = inf if readers else trio.current_time() + self.spec.resume_grace
-        if scope is not None:
-            scope.deadline = self._due_at
+        self._move_deadline()
 
     def _emit_metadata(self) -> None:
         self._emitter.emit(Metadata("run_id", self.id))

@@ -6,8 +6,8 @@ import os
 import select
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
@@ -323,30 +323,32 @@ class Passes(trio.abc.Instrument):
         self.count += 1
 
 
-def written_later(far: socket.socket, times: int) -> threading.Thread:
-    """A thread that writes bytes, each of which finds trio waiting again, most likely."""
+@contextmanager
+def written_meanwhile(far: socket.socket) -> Iterator[None]:
+    """A thread writes bytes, most of which find trio waiting again, to the block's end."""
+    enough = threading.Event()
 
     def write() -> None:
-        for _ in range(times):
+        while not enough.wait(0.002):
             far.sendall(b"x")
-            threading.Event().wait(0.002)
 
     thread = threading.Thread(target=write)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
 
 
 async def test_a_token_is_no_pass_of_trios_loop(pair: Pair) -> None:
     stream, far = pair
-    passes, enough = Passes(), 20
-    taker = Taker(enough)
+    passes, taker = Passes(), Taker(20)
     async with shared():
-        thread = written_later(far, enough)
-        trio.lowlevel.add_instrument(passes)
-        with trio.fail_after(5):
+        with written_meanwhile(far), trio.fail_after(5):
+            trio.lowlevel.add_instrument(passes)
             await stream.read_into(taker.take)
-        trio.lowlevel.remove_instrument(passes)
-    thread.join()
+            trio.lowlevel.remove_instrument(passes)
     assert passes.count <= 4, f"{len(taker.taken)} reads"
 
 

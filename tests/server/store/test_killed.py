@@ -86,6 +86,10 @@ def check(path: Path) -> tuple[int, int]:
         if c.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
             return 0, 0
         c.execute("INSERT INTO memory_index (memory_index) VALUES ('integrity-check')")
+        if c.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'memories_indexed'").fetchone() == (1,):
+            matching = "SELECT rowid FROM memory_index WHERE memory_index MATCH 'terms : question' ORDER BY rowid"
+            indexed = "SELECT number FROM memories WHERE number <= (SELECT upto FROM memories_indexed) ORDER BY number"
+            assert c.execute(matching).fetchall() == c.execute(indexed).fetchall()
         ran = c.execute(
             """
             SELECT status,

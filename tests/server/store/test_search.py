@@ -155,19 +155,32 @@ async def test_what_the_index_has_not_taken_yet_is_found_as_well(database: Datab
 
 
 async def test_few_and_short_ones_wait_for_the_index(tmp_path: Path) -> None:
-    def upto(c: Connection) -> tuple[int, int]:
+    def upto(c: Connection) -> tuple[int, int | None]:
         c.exec_driver_sql("INSERT INTO memory_index (memory_index, rank) VALUES ('integrity-check', 0)")
         (row,) = c.exec_driver_sql("SELECT upto, (SELECT max(number) FROM memories) FROM memories_indexed").all()
+        indexed = c.exec_driver_sql("SELECT rowid FROM memory_index WHERE memory_index MATCH 'terms : dog'").all()
+        having = "SELECT number FROM memories WHERE ' ' || terms || ' ' LIKE '% dog %' AND number <= ?"
+        assert indexed == c.exec_driver_sql(having, (row[0],)).all()
         return row[0], row[1]
 
     database = Database.open(f"sqlite:///{tmp_path / 'lumos.db'}")
+    long = "a dog barks " * 100
     await database.write(add_texts, SCOPE, {str(number): "dog" for number in range(150)})
     assert await database.write(upto) == (128, 150)
-    await database.write(add_texts, SCOPE, {"long": "a dog barks " * 100})
+    await database.write(add_texts, SCOPE, {"long": long})
     assert await database.write(upto) == (151, 151)
-    await database.write(add_texts, SCOPE, {"after": "dog"})
-    assert await database.write(upto) == (151, 152)
-    assert (await found(database, "barks")) == ["long"]
+    await database.write(add_texts, SCOPE, {"after": "dog", "later": "cat"})
+    assert await database.write(upto) == (151, 153)
+    for number, memory_id in enumerate(["5", "149", "after"]):
+        await database.write(update_memory, SCOPE, memory_id, f"cat{number}", None, at(2))
+        assert await database.write(upto) == (151, 153)
+        assert await found(database, f"cat{number}") == [memory_id]
+    await database.write(update_memory, SCOPE, "after", long, None, at(2))
+    assert await database.write(upto) == (153, 153)
+    assert await found(database, "barks") == ["after", "long"]
+    await database.write(delete_memory, SCOPE, "later")
+    await database.write(clear_memories, SCOPE)
+    assert await database.write(upto) == (153, None)
     database.close()
 
 
